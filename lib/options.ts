@@ -1,0 +1,311 @@
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { KyselyPlugin } from 'kysely'
+import type { ClientConfig } from 'pg'
+import { InvalidOption } from './errors.ts'
+
+/** When a request's transaction is committed: before the answer leaves, or after it has left. */
+export type CommitOn = 'onSend' | 'onResponse'
+/** PostgreSQL's isolation levels. SQLAlchemy: `isolation_level`. */
+export type IsolationLevel = 'read uncommitted' | 'read committed' | 'repeatable read' | 'serializable'
+/** Decides on commit (true) or rollback (false) of a request that threw nothing and whose client is still there. */
+export type ShouldCommit = (request: FastifyRequest, reply: FastifyReply) => boolean
+/** A value of `settings`. */
+export type SettingValue = string | number | boolean
+
+/** Sizes and limits of one process's pool. */
+export interface PoolOptions {
+  /** Connections kept open, at least 1. Default 10. SQLAlchemy `pool_size`, pg `max`. */
+  size?: number
+  /** Connections opened beyond `size` under load and closed on return, at least 0. Default 0. SQLAlchemy `max_overflow`. */
+  maxOverflow?: number
+  /** How long a session waits for a connection, in milliseconds; 0 refuses at once. Default 10 000. SQLAlchemy `pool_timeout`, pg `connectionTimeoutMillis`. */
+  timeoutMillis?: number
+  /** How many sessions may wait; one more is refused at once. Default 1000. */
+  maxWaiting?: number
+  /** Age at which a connection is replaced, in milliseconds, give or take 10 %; false never. Default 1 800 000. SQLAlchemy `pool_recycle`, pg `maxLifetimeSeconds`. */
+  recycleMillis?: number | false
+  /** Asks a connection that sat idle whether it is alive before it is used; false never. SQLAlchemy `pool_pre_ping`. */
+  prePing?: PrePingOptions | false
+}
+
+/** When an idle connection is asked whether it is alive. */
+export interface PrePingOptions {
+  /** Idle longer than this, in milliseconds, it is asked. Default 1000. */
+  idleMillis?: number
+  /** It must answer within this, in milliseconds, or it is dead. Default 500. */
+  timeoutMillis?: number
+}
+
+/** What both the plugin and a single route can say. */
+interface SharedOptions {
+  /** `'onSend'` commits before the answer leaves, `'onResponse'` after it has left. Default `'onSend'`. */
+  commitOn?: CommitOn
+  /** Replaces the rule that a status of 400 or more rolls back. */
+  shouldCommit?: ShouldCommit
+  /** Default: the server's, normally read committed. */
+  isolationLevel?: IsolationLevel
+  /** Begins transactions READ ONLY. Default false. */
+  readOnly?: boolean | ((request: FastifyRequest) => boolean)
+  /** DEFERRABLE: a serializable read-only transaction waits for a safe snapshot. Default false. */
+  deferrable?: boolean
+  /** Longest time of one statement in milliseconds, set inside the transaction; false for the server's own. Default false. */
+  statementTimeoutMillis?: number | false
+}
+
+/** Options of `fastify.register(requestDb, options)`. */
+export interface RequestDbOptions extends SharedOptions {
+  /** `postgres://user:password@host:port/database`. This or `connection` is needed. */
+  connectionString?: string
+  /** Anything `pg.Client` takes. This or `connectionString` is needed; `{}` takes PGHOST, PGUSER and so on. */
+  connection?: ClientConfig
+  pool?: PoolOptions
+  /** The name of `fastify.db`, `request.db` and `config.db`, of the pool in errors and logs. Default `'db'`. */
+  decorator?: string
+  /** Run-time parameters of the request's transaction, such as the tenant of row level security (`set_config(name, value, true)`). */
+  settings?: (request: FastifyRequest) => Record<string, SettingValue>
+  /** Longest wait for the answer to COMMIT or ROLLBACK, in milliseconds. Default 2000. */
+  settleTimeoutMillis?: number
+  /** Longest time a session may hold a connection, in milliseconds; false for no limit. Default false. */
+  maxSessionMillis?: number | false
+  /** How long `fastify.close()` lets sessions finish, in milliseconds. Default 5000. */
+  closeGraceMillis?: number
+  /** Kysely's plugins, such as `new CamelCasePlugin()`. */
+  plugins?: KyselyPlugin[]
+}
+
+/** Options of a route, under `config.db`. What is left out is the plugin's. */
+export interface RouteDbOptions extends SharedOptions {
+  /** Sends statements without BEGIN and COMMIT, each its own. Default false. SQLAlchemy `AUTOCOMMIT`. */
+  autocommit?: boolean
+}
+
+/** Options of `fastify.db.session(options, fn)`. */
+export interface SessionOptions
+  extends Pick<SharedOptions, 'isolationLevel' | 'deferrable' | 'statementTimeoutMillis'> {
+  readOnly?: boolean
+  autocommit?: boolean
+  settings?: Record<string, SettingValue>
+  /** What the holder is called in `snapshot()`. Default `'session'`. */
+  name?: string
+}
+
+/** The pool's options as they are in force, SQLAlchemy's `pool.status()` in numbers. */
+export interface EffectivePoolOptions {
+  readonly name: string
+  readonly connection: ClientConfig
+  readonly size: number
+  readonly maxOverflow: number
+  readonly timeoutMillis: number
+  readonly maxWaiting: number
+  readonly recycleMillis: number
+  readonly prePing: Readonly<Required<PrePingOptions>> | false
+  readonly settleTimeoutMillis: number
+  readonly closeGraceMillis: number
+}
+
+/** What one session does at BEGIN and COMMIT. */
+export interface EffectiveRouteOptions extends Required<Omit<RouteDbOptions, 'isolationLevel' | 'shouldCommit'>> {
+  readonly isolationLevel: IsolationLevel | undefined
+  readonly shouldCommit: ShouldCommit | undefined
+}
+
+/** All of it, checked, filled up with defaults and frozen. */
+export interface EffectiveOptions {
+  readonly pool: EffectivePoolOptions
+  readonly route: EffectiveRouteOptions
+  readonly settings: RequestDbOptions['settings']
+  readonly maxSessionMillis: number | false
+  readonly plugins: readonly KyselyPlugin[]
+}
+
+interface Check {
+  readonly expected: string
+  readonly test: (value: unknown) => boolean
+}
+type Checks = Record<string, Check>
+
+const MAX_TIMER = 2 ** 31 - 1
+const isWhole = (value: unknown, least: number, most: number) =>
+  Number.isInteger(value) && (value as number) >= least && (value as number) <= most
+const isObject = (value: unknown) => typeof value === 'object' && value !== null && !Array.isArray(value)
+
+const whole = (least: number): Check => ({
+  expected: `a whole number of at least ${least}`,
+  test: (value) => isWhole(value, least, Number.MAX_SAFE_INTEGER),
+})
+const millis = (least: number): Check => ({
+  expected: `a whole number of milliseconds from ${least} to ${MAX_TIMER}`,
+  test: (value) => isWhole(value, least, MAX_TIMER),
+})
+const millisOrFalse: Check = {
+  expected: `a whole number of milliseconds from 1 to ${MAX_TIMER}, or false`,
+  test: (value) => value === false || isWhole(value, 1, MAX_TIMER),
+}
+const oneOf = (...values: string[]): Check => ({
+  expected: `one of '${values.join("', '")}'`,
+  test: (value) => values.includes(value as string),
+})
+const typed = (expected: string, ...types: string[]): Check => ({
+  expected,
+  test: (value) => types.includes(typeof value),
+})
+const object: Check = { expected: 'an object', test: isObject }
+const objectOrFalse: Check = { expected: 'an object or false', test: (value) => value === false || isObject(value) }
+
+const isolation = oneOf('read uncommitted', 'read committed', 'repeatable read', 'serializable')
+const boolean = typed('true or false', 'boolean')
+const shared: Checks = {
+  commitOn: oneOf('onSend', 'onResponse'),
+  shouldCommit: typed('a function (request, reply) => boolean', 'function'),
+  isolationLevel: isolation,
+  readOnly: typed('true, false or a function (request) => boolean', 'boolean', 'function'),
+  deferrable: boolean,
+  statementTimeoutMillis: millisOrFalse,
+}
+const routeChecks: Checks = { ...shared, autocommit: boolean }
+const sessionChecks: Checks = {
+  isolationLevel: isolation,
+  readOnly: boolean,
+  deferrable: boolean,
+  autocommit: boolean,
+  statementTimeoutMillis: millisOrFalse,
+  settings: object,
+  name: typed('a string', 'string'),
+}
+const poolChecks: Checks = {
+  size: whole(1),
+  maxOverflow: whole(0),
+  timeoutMillis: millis(0),
+  maxWaiting: whole(0),
+  recycleMillis: millisOrFalse,
+  prePing: objectOrFalse,
+}
+const pingChecks: Checks = { idleMillis: millis(0), timeoutMillis: millis(1) }
+const pluginChecks: Checks = {
+  ...shared,
+  connectionString: { expected: 'a connection string', test: (value) => typeof value === 'string' && value !== '' },
+  connection: object,
+  pool: object,
+  decorator: { expected: 'a name', test: (value) => typeof value === 'string' && /^[A-Za-z_$][\w$]*$/.test(value) },
+  settings: typed('a function (request) => ({ name: value })', 'function'),
+  settleTimeoutMillis: millis(1),
+  maxSessionMillis: millisOrFalse,
+  closeGraceMillis: millis(0),
+  plugins: { expected: 'an array of Kysely plugins', test: Array.isArray },
+}
+// Fastify hands its own options of `register` to the plugin too.
+const FASTIFYS = new Set(['prefix', 'logLevel', 'logSerializers'])
+// A value under one of these names may hold a password: a refusal says what kind of thing it got, not which.
+const SECRET = new Set(['connectionString', 'connection'])
+
+function show(name: string, value: unknown): string {
+  if (value === null || value === undefined) return String(value)
+  if (SECRET.has(name) || typeof value === 'object' || typeof value === 'function') {
+    return value === '' ? 'an empty string' : Array.isArray(value) ? 'an array' : `a value of type ${typeof value}`
+  }
+  return typeof value === 'string' ? `'${value}'` : String(value)
+}
+
+function check(input: unknown, checks: Checks, path: string, ignored?: Set<string>): void {
+  if (!isObject(input))
+    throw new InvalidOption(path === '' ? 'object' : path.slice(0, -1), 'an object', show('', input))
+  for (const name of Object.keys(input as object)) {
+    const rule = Object.hasOwn(checks, name) ? checks[name] : undefined
+    const value = (input as Record<string, unknown>)[name]
+    if (rule === undefined) {
+      if (ignored?.has(name)) continue
+      throw new InvalidOption(`${path}${name}`, `one of ${Object.keys(checks).join(', ')}`, 'an unknown name')
+    }
+    // `{ readOnly: undefined }` leaves the option out, but DATABASE_URL forgotten must not connect to localhost.
+    if (value === undefined && !SECRET.has(name)) continue
+    if (!rule.test(value)) throw new InvalidOption(`${path}${name}`, rule.expected, show(name, value))
+  }
+}
+
+function checkConnection(options: RequestDbOptions): ClientConfig {
+  const { connectionString, connection } = options
+  if ((connectionString === undefined) === (connection === undefined)) {
+    const got = connection === undefined ? 'neither' : 'both'
+    throw new InvalidOption('connectionString', 'a connection string here, or else the option connection', got)
+  }
+  if (connection?.query_timeout) {
+    throw new InvalidOption(
+      'connection.query_timeout',
+      'statementTimeoutMillis in its place, which the server keeps',
+      String(connection.query_timeout),
+    )
+  }
+  return Object.freeze({
+    keepAlive: true,
+    fallback_application_name: 'fastify-request-db',
+    ...connection,
+    ...(connectionString && { connectionString }),
+  })
+}
+
+/** Checks the options of `register`, fills in the defaults and freezes the result. @throws INVALID_OPTION */
+export function checkOptions(options: RequestDbOptions): EffectiveOptions {
+  check(options, pluginChecks, '', FASTIFYS)
+  const connection = checkConnection(options)
+  const pool = options.pool ?? {}
+  check(pool, poolChecks, 'pool.')
+  const prePing = pool.prePing ?? {}
+  if (prePing !== false) check(prePing, pingChecks, 'pool.prePing.')
+  return Object.freeze({
+    pool: Object.freeze({
+      name: options.decorator ?? 'db',
+      connection,
+      size: pool.size ?? 10,
+      maxOverflow: pool.maxOverflow ?? 0,
+      timeoutMillis: pool.timeoutMillis ?? 10_000,
+      maxWaiting: pool.maxWaiting ?? 1000,
+      recycleMillis: pool.recycleMillis === false ? Number.POSITIVE_INFINITY : (pool.recycleMillis ?? 1_800_000),
+      prePing:
+        prePing &&
+        Object.freeze({ idleMillis: prePing.idleMillis ?? 1000, timeoutMillis: prePing.timeoutMillis ?? 500 }),
+      settleTimeoutMillis: options.settleTimeoutMillis ?? 2000,
+      closeGraceMillis: options.closeGraceMillis ?? 5000,
+    }),
+    route: mergeRoute(ROUTE_DEFAULTS, options),
+    settings: options.settings,
+    maxSessionMillis: options.maxSessionMillis ?? false,
+    plugins: Object.freeze([...(options.plugins ?? [])]),
+  })
+}
+
+const ROUTE_DEFAULTS: EffectiveRouteOptions = Object.freeze({
+  commitOn: 'onSend',
+  shouldCommit: undefined,
+  isolationLevel: undefined,
+  readOnly: false,
+  deferrable: false,
+  autocommit: false,
+  statementTimeoutMillis: false,
+})
+
+function mergeRoute(base: EffectiveRouteOptions, over: RouteDbOptions): EffectiveRouteOptions {
+  return Object.freeze({
+    commitOn: over.commitOn ?? base.commitOn,
+    shouldCommit: over.shouldCommit ?? base.shouldCommit,
+    isolationLevel: over.isolationLevel ?? base.isolationLevel,
+    readOnly: over.readOnly ?? base.readOnly,
+    deferrable: over.deferrable ?? base.deferrable,
+    autocommit: over.autocommit ?? base.autocommit,
+    statementTimeoutMillis: over.statementTimeoutMillis ?? base.statementTimeoutMillis,
+  })
+}
+
+/** Checks a route's `config.db` and lays it over the plugin's options. @throws INVALID_OPTION */
+export function checkRouteOptions(base: EffectiveRouteOptions, route: unknown, path: string): EffectiveRouteOptions {
+  if (route === undefined) return base
+  check(route, routeChecks, `${path}.`)
+  return mergeRoute(base, route as RouteDbOptions)
+}
+
+/** Checks the options of `fastify.db.session(options, fn)`. @throws INVALID_OPTION */
+export function checkSessionOptions(base: EffectiveRouteOptions, options: SessionOptions): EffectiveRouteOptions {
+  check(options, sessionChecks, 'session.')
+  // A plugin-wide rule that needs a request cannot decide for a session without one.
+  const plain = typeof base.readOnly === 'function' ? { ...base, readOnly: false } : base
+  return mergeRoute(plain, options)
+}
