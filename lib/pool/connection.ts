@@ -1,0 +1,201 @@
+import pg from 'pg'
+import { type CancelTarget, cancelOnServer } from './cancel.ts'
+import {
+  Flight,
+  type FlightListener,
+  type FlightTarget,
+  type Step,
+  type TransactionStatus,
+  type Wire,
+} from './flight.ts'
+import { now } from './queue.ts'
+
+/** What we need of pg's client beyond what @types/pg knows. */
+interface Client extends Omit<pg.Client, 'pipeline' | 'connection' | 'ssl'> {
+  pipeline: boolean
+  readonly connection: Wire
+  readonly processID: number
+  readonly secretKey: number
+  readonly ssl: unknown
+  readonly sslNegotiation: string
+  readonly binary: boolean
+  readonly _types: unknown
+  getTransactionStatus(): TransactionStatus
+}
+
+// How long the server may take to answer a goodbye before the socket is cut.
+const GOODBYE_MILLIS = 500
+
+/**
+ * One connection to PostgreSQL, for as long as it lives: a pg.Client in pipeline mode, its flights in the order they
+ * left, and one permanent `error` listener, because pg emits two errors for every killed backend.
+ */
+export class Connection {
+  readonly pid: number
+  /** From this moment on (monotonic) it is replaced when it is next free. */
+  expiresAt: number
+  idleSince = 0
+  /** Why it is unusable. */
+  death: Error | undefined
+  /** It died by our hand, for want of an answer. */
+  killed = false
+  /** Called once when it dies without having been asked to. */
+  onDeath: ((death: Error) => void) | undefined
+  readonly #client: Client
+  readonly #config: pg.ClientConfig
+  // Each flight has exactly one Sync, so the ReadyForQuerys come in the order of this list.
+  #sent: Flight[] = []
+  readonly #target: FlightTarget
+  // While lent out, ReadyForQuerys belong to the borrower's statements, up to the one that pg tells our flight of.
+  #lent: 'no' | 'lent' | 'returned' = 'no'
+
+  /** Opens one. `done` is called exactly once, never before this returns; what is returned gives the attempt up. */
+  static open(
+    config: pg.ClientConfig,
+    expiresAt: number,
+    done: (error: Error | undefined, connection?: Connection) => void,
+  ): () => void {
+    const client = new pg.Client(config) as unknown as Client
+    // While connecting pg reports through the callback alone, but a socket can fail twice.
+    const ignore = () => {}
+    client.on('error', ignore)
+    client.connect((error: Error | null) => {
+      if (error) {
+        client.connection.stream.destroy()
+        done(error)
+        return
+      }
+      const connection = new Connection(client, config, expiresAt)
+      client.off('error', ignore)
+      done(undefined, connection)
+    })
+    return () => client.connection.stream.destroy()
+  }
+
+  private constructor(client: Client, config: pg.ClientConfig, expiresAt: number) {
+    this.#client = client
+    this.#config = config
+    this.pid = client.processID
+    this.expiresAt = expiresAt
+    this.#target = { types: client._types, binary: client.binary, onFatal: (error) => this.#die(error, true) }
+    client.pipeline = true
+    client.on('error', (error: Error) => this.#die(error, false))
+    client.connection.on('readyForQuery', ({ status }) => this.#ready(status))
+  }
+
+  /** The server's word about the transaction, as of its last ReadyForQuery. */
+  get status(): TransactionStatus {
+    return this.#client.getTransactionStatus()
+  }
+
+  /** Everything sent has been answered. */
+  get quiet(): boolean {
+    return this.#sent.length === 0
+  }
+
+  get expired(): boolean {
+    return now() >= this.expiresAt
+  }
+
+  /** Sends the steps under one Sync. */
+  send(steps: readonly Step[], listener: FlightListener): Flight | undefined {
+    const flight = new Flight(steps, listener, this.#target)
+    if (this.death !== undefined) {
+      flight.lose(this.death, false)
+      return undefined
+    }
+    this.#sent.push(flight)
+    this.#client.query(flight as unknown as pg.Submittable)
+    return flight
+  }
+
+  /** Sends a bare Sync; true when it was answered in time. A connection that was not is dead from then on. */
+  ping(timeoutMillis: number, done: (alive: boolean) => void): void {
+    const timer = setTimeout(() => {
+      // One turn of the event loop before the verdict: the answer may lie there while the app computed.
+      setImmediate(() => {
+        if (pending) this.kill(new Error(`No answer to a ping within ${timeoutMillis} ms`))
+      })
+    }, timeoutMillis)
+    let pending = true
+    const end = (alive: boolean) => {
+      pending = false
+      clearTimeout(timer)
+      done(alive)
+    }
+    this.send([], { flightLanded: () => end(true), flightLost: () => end(false) })
+  }
+
+  /** Has the server stop what this connection runs. See `cancelOnServer`. */
+  cancel(timeoutMillis: number, done: (certain: boolean) => void): void {
+    const { host, port, processID: pid, secretKey, ssl, sslNegotiation } = this.#client
+    const target: CancelTarget = { host, port, pid, secretKey, ssl, sslNegotiation, stream: this.#config.stream }
+    cancelOnServer(target, timeoutMillis, done)
+  }
+
+  /**
+   * The raw client for somebody who drives it alone: out of pipeline mode, in which pg refuses cursors and COPY.
+   * Switched only while nothing is under way, else rows would reach the wrong query.
+   */
+  lend(): pg.Client {
+    this.#lent = 'lent'
+    this.#client.pipeline = false
+    return this.#client as unknown as pg.Client
+  }
+
+  /** Ends `lend`, behind what the borrower left under way; then `done` with the server's status, if it is still there. */
+  takeBack(done: (status: TransactionStatus | undefined) => void): void {
+    const listener = {
+      flightLanded: (_: Flight, status: TransactionStatus) => done(status),
+      flightLost: () => done(undefined),
+    }
+    const flight = this.send([], listener)
+    if (flight)
+      flight.onReady = () => {
+        this.#lent = 'returned'
+      }
+  }
+
+  /** Ends it in good order; `done` when the server has hung up, or had its time to. */
+  close(done: () => void): void {
+    this.death ??= new Error('The connection was closed')
+    const timer = setTimeout(() => this.#client.connection.stream.destroy(), GOODBYE_MILLIS)
+    this.#client.end(() => {
+      clearTimeout(timer)
+      done()
+    })
+  }
+
+  /** Ends it at once, answered or not. What was under way is lost with `reason`; `onDeath` is called. */
+  kill(reason: Error): void {
+    this.killed = true
+    this.#die(reason, false)
+  }
+
+  /** Ends it at once without a word: nothing is under way that anybody waits for. */
+  destroy(): void {
+    this.onDeath = undefined
+    this.#die(new Error('The connection was destroyed'), false)
+  }
+
+  #ready(status: TransactionStatus): void {
+    if (this.#lent === 'lent') return
+    if (this.#lent === 'returned') {
+      this.#lent = 'no'
+      this.#client.pipeline = true
+    }
+    this.#sent.shift()?.land(status)
+  }
+
+  #die(death: Error, saidByServer: boolean): void {
+    if (this.death !== undefined) return
+    this.death = death
+    // The socket, not end(): a half-open one would never answer a goodbye.
+    this.#client.connection.stream.destroy()
+    const sent = this.#sent
+    this.#sent = []
+    // The server answers in order: when it says goodbye in the middle of one flight, it has not begun the next.
+    for (const [index, flight] of sent.entries()) flight.lose(death, !saidByServer || index === 0)
+    this.onDeath?.(death)
+  }
+}

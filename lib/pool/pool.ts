@@ -1,0 +1,341 @@
+import { PoolClosed, PoolSaturated, PoolTimeout, type RequestDbError, sqlStateOf, Unavailable } from '../errors.ts'
+import type { EffectivePoolOptions } from '../options.ts'
+import { Connection } from './connection.ts'
+import { type Holding, Ledger, type Snapshot, type Who } from './ledger.ts'
+import { now, Queue, type Waiter } from './queue.ts'
+
+/** Who wants a connection. After `checkOut` exactly one of `granted` and `refused` is called, unless it cancels. */
+export interface Borrower {
+  readonly who: Who
+  granted(loan: Loan): void
+  refused(error: RequestDbError): void
+  /** The connection died in your hands. The loan is over. */
+  lost(death: Error): void
+  /** The pool closes and cannot wait for you any longer. */
+  evict(reason: RequestDbError): void
+}
+
+/** The loan of a connection, from check-out to check-in. */
+export class Loan {
+  readonly connection: Connection
+  readonly holding: Holding
+  readonly borrower: Borrower
+  readonly #pool: Pool
+  #over = false
+
+  constructor(pool: Pool, connection: Connection, borrower: Borrower, holding: Holding) {
+    this.#pool = pool
+    this.connection = connection
+    this.borrower = borrower
+    this.holding = holding
+  }
+
+  get over(): boolean {
+    return this.#over
+  }
+
+  /** Gives the connection back. Safe to call twice. Who looks at what state it is in is the pool. */
+  checkIn(): void {
+    if (this.#over) return
+    this.#over = true
+    this.#pool.checkIn(this)
+  }
+}
+
+/** A check-out under way: in the queue, opening a connection, or asking an idle one whether it is alive. */
+class CheckOut implements Waiter<Connection> {
+  readonly borrower: Borrower
+  readonly #pool: Pool
+  /** Nobody waits for its outcome any more: it was cancelled, or the borrower has been told. */
+  over = false
+
+  constructor(pool: Pool, borrower: Borrower) {
+    this.#pool = pool
+    this.borrower = borrower
+  }
+
+  granted(left: Connection | undefined): void {
+    this.#pool.slotGranted(this, left)
+  }
+
+  refused(why: 'timeout' | 'saturated' | 'closed'): void {
+    this.#pool.slotRefused(this, why)
+  }
+}
+
+/**
+ * The connections of one process to one database. SQLAlchemy: Engine with QueuePool. The queue grants slots in order;
+ * a slot is the right to one connection, from the stack of idle ones or newly opened.
+ */
+export class Pool {
+  readonly options: EffectivePoolOptions
+  readonly ledger = new Ledger()
+  readonly #queue: Queue<Connection>
+  readonly #open = new Set<Connection>()
+  // The last one used is taken first: it needs no ping, and the others may grow old enough to be replaced.
+  readonly #idle: Connection[] = []
+  readonly #loans = new Map<Connection, Loan>()
+  // How to give up each connection that is being opened, and the goodbyes that are not answered yet.
+  readonly #connecting = new Set<() => void>()
+  readonly #goodbyes = new Set<Promise<void>>()
+  #closed = false
+  #onDrained: (() => void) | undefined
+
+  constructor(options: EffectivePoolOptions) {
+    this.options = options
+    this.#queue = new Queue({
+      capacity: options.size + options.maxOverflow,
+      timeoutMillis: options.timeoutMillis,
+      maxWaiting: options.maxWaiting,
+    })
+  }
+
+  /** Asks for a connection. The borrower may be called before this returns. What is returned is for `cancel`. */
+  checkOut(borrower: Borrower): CheckOut {
+    const checkOut = new CheckOut(this, borrower)
+    if (this.#closed) this.#refuse(checkOut, new PoolClosed(this.options.name))
+    else this.#queue.enter(checkOut)
+    if (!checkOut.over) this.ledger.waits(checkOut, borrower.who)
+    return checkOut
+  }
+
+  /** The borrower wants none any more and will not be called. A connection that is being opened becomes an idle one. */
+  cancel(checkOut: CheckOut): void {
+    checkOut.over = true
+    this.#queue.cancel(checkOut)
+    this.ledger.waitsNoMore(checkOut)
+  }
+
+  /** For the queue. */
+  slotRefused(checkOut: CheckOut, why: 'timeout' | 'saturated' | 'closed'): void {
+    this.#refuse(checkOut, this.#refusal(why))
+  }
+
+  /** For the queue. */
+  slotGranted(checkOut: CheckOut, left: Connection | undefined): void {
+    if (left !== undefined) this.#deliver(checkOut, left)
+    else this.#obtain(checkOut)
+  }
+
+  /** For `Loan.checkIn`. Believes the server's transaction status, not anybody's notes. */
+  checkIn(loan: Loan): void {
+    const { connection } = loan
+    this.#loans.delete(connection)
+    this.ledger.checkedIn(loan.holding)
+    this.#put(connection)
+    if (this.#loans.size === 0) this.#onDrained?.()
+  }
+
+  /** Refuses everybody who waits and will have to wait; free connections are still given out. */
+  refuseWaiters(): void {
+    this.#queue.close()
+  }
+
+  /** Ends the pool: sessions get `closeGraceMillis`, then they are evicted. Nothing is left open. */
+  async close(): Promise<void> {
+    if (this.#closed) return
+    this.#closed = true
+    this.#queue.close()
+    for (const abort of this.#connecting) abort()
+    await this.#drained(this.options.closeGraceMillis)
+    for (const { borrower } of [...this.#loans.values()]) borrower.evict(new PoolClosed(this.options.name))
+    // What is evicted has its own deadline for ROLLBACK, after which its connection is killed.
+    await this.#drained(2 * this.options.settleTimeoutMillis)
+    for (const connection of this.#idle.splice(0)) {
+      this.ledger.totals.closed++
+      this.#retire(connection)
+    }
+    for (const connection of this.#open) connection.destroy()
+    this.#open.clear()
+    await Promise.all(this.#goodbyes)
+  }
+
+  snapshot(): Snapshot {
+    const { name, size, maxOverflow } = this.options
+    return {
+      name,
+      size,
+      maxOverflow,
+      open: this.#open.size,
+      idle: this.#idle.length,
+      checkedOut: this.#loans.size,
+      overflow: Math.max(0, this.#open.size - size),
+      waiting: this.#queue.waiting,
+      holders: this.ledger.holders(),
+      waiters: this.ledger.waiters(),
+      totals: { ...this.ledger.totals },
+    }
+  }
+
+  #refusal(why: 'timeout' | 'saturated' | 'closed'): RequestDbError {
+    const { name, size, maxOverflow, timeoutMillis } = this.options
+    if (why === 'closed') return new PoolClosed(name)
+    const { waiting } = this.#queue
+    this.ledger.totals[why === 'timeout' ? 'timeouts' : 'saturated']++
+    const error =
+      why === 'timeout'
+        ? new PoolTimeout(size, maxOverflow, (timeoutMillis / 1000).toFixed(2), name)
+        : new PoolSaturated(size, maxOverflow, waiting, name)
+    error.headers = { 'retry-after': String(this.ledger.retryAfterSeconds(waiting)) }
+    return error
+  }
+
+  // A slot is ours; find a connection for it.
+  #obtain(checkOut: CheckOut): void {
+    const { prePing } = this.options
+    for (;;) {
+      const connection = this.#idle.pop()
+      if (connection === undefined) {
+        this.#connect(checkOut)
+        return
+      }
+      if (connection.expired) {
+        this.ledger.totals.recycled++
+        this.#retire(connection)
+      } else if (prePing && now() - connection.idleSince > prePing.idleMillis) {
+        this.#ping(checkOut, connection, prePing.timeoutMillis)
+        return
+      } else {
+        this.#deliver(checkOut, connection)
+        return
+      }
+    }
+  }
+
+  #ping(checkOut: CheckOut, connection: Connection, timeoutMillis: number): void {
+    connection.ping(timeoutMillis, (alive) => {
+      if (alive) {
+        this.#deliver(checkOut, connection)
+        return
+      }
+      this.ledger.totals.failedPings++
+      this.#invalidateOlder()
+      this.#obtain(checkOut)
+    })
+  }
+
+  #connect(checkOut: CheckOut): void {
+    const { connection, timeoutMillis, recycleMillis } = this.options
+    const connectionTimeoutMillis = connection.connectionTimeoutMillis || timeoutMillis || 10_000
+    const expiresAt = now() + recycleMillis * (0.9 + Math.random() * 0.2)
+    const abort = Connection.open({ ...connection, connectionTimeoutMillis }, expiresAt, (error, opened) => {
+      this.#connecting.delete(abort)
+      if (opened !== undefined) {
+        this.ledger.totals.opened++
+        this.#open.add(opened)
+        opened.onDeath = (death) => this.#died(opened, death)
+        this.#deliver(checkOut, opened)
+        return
+      }
+      this.ledger.totals.failedConnects++
+      this.#queue.leave()
+      const { name } = this.options
+      this.#refuse(checkOut, this.#closed ? new PoolClosed(name) : new Unavailable(name, { cause: withText(error) }))
+    })
+    this.#connecting.add(abort)
+  }
+
+  #refuse(checkOut: CheckOut, error: RequestDbError): void {
+    if (checkOut.over) return
+    checkOut.over = true
+    this.ledger.waitsNoMore(checkOut)
+    checkOut.borrower.refused(error)
+  }
+
+  #deliver(checkOut: CheckOut, connection: Connection): void {
+    if (checkOut.over || this.#closed) {
+      this.#put(connection)
+      this.#refuse(checkOut, new PoolClosed(this.options.name))
+      return
+    }
+    checkOut.over = true
+    this.ledger.waitsNoMore(checkOut)
+    const { borrower } = checkOut
+    const loan = new Loan(this, connection, borrower, this.ledger.checkedOut(borrower.who, connection.pid))
+    this.#loans.set(connection, loan)
+    borrower.granted(loan)
+  }
+
+  // A connection with its slot comes free: on to the next waiter, or to the idle ones, or away with it.
+  #put(connection: Connection): void {
+    const { totals } = this.ledger
+    if (connection.death === undefined && (!connection.quiet || connection.status !== 'I')) connection.destroy()
+    if (connection.death !== undefined) {
+      totals.invalidated++
+      this.#open.delete(connection)
+      this.#queue.leave()
+    } else if (this.#closed || connection.expired) {
+      totals[this.#closed ? 'closed' : 'recycled']++
+      this.#retire(connection, () => this.#queue.leave())
+    } else if (this.#queue.pass(connection)) {
+      // It is the next one's, and no ping is needed: it has just answered.
+    } else if (this.#open.size > this.options.size) {
+      totals.closed++
+      this.#retire(connection, () => this.#queue.leave())
+    } else {
+      connection.idleSince = now()
+      this.#idle.push(connection)
+      this.#queue.leave()
+    }
+  }
+
+  // The slot, where there is one, stays taken until the server has hung up: never more backends than slots.
+  #retire(connection: Connection, done: () => void = () => {}): void {
+    this.#open.delete(connection)
+    const goodbye = new Promise<void>((resolve) => connection.close(resolve)).then(() => {
+      this.#goodbyes.delete(goodbye)
+      done()
+    })
+    this.#goodbyes.add(goodbye)
+  }
+
+  #died(connection: Connection, death: Error): void {
+    this.#open.delete(connection)
+    const idleAt = this.#idle.indexOf(connection)
+    if (idleAt !== -1) this.#idle.splice(idleAt, 1)
+    const loan = this.#loans.get(connection)
+    if (loan === undefined) {
+      this.ledger.totals.invalidated++
+      return
+    }
+    if (!isSaidByServer(death)) this.#invalidateOlder()
+    loan.checkIn()
+    loan.borrower.lost(death)
+  }
+
+  /** A connection turned out dead without the server having said so: trust none that is as old. */
+  #invalidateOlder(): void {
+    for (const connection of this.#idle.splice(0)) {
+      connection.destroy()
+      this.#open.delete(connection)
+      this.ledger.totals.invalidated++
+    }
+    for (const connection of this.#loans.keys()) connection.expiresAt = 0
+  }
+
+  async #drained(withinMillis: number): Promise<void> {
+    if (this.#loans.size === 0) return
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, withinMillis)
+      this.#onDrained = () => {
+        clearTimeout(timer)
+        resolve()
+      }
+    })
+    this.#onDrained = undefined
+  }
+}
+
+export type { CheckOut }
+
+// Killed by an administrator or a timeout: that says nothing of the other connections. A silent socket does.
+function isSaidByServer(death: Error): boolean {
+  return sqlStateOf(death) !== undefined
+}
+
+// Node reports "refused on every address" as an AggregateError without a message.
+function withText(error: Error | undefined): Error | undefined {
+  if (!(error instanceof AggregateError) || error.message !== '') return error
+  const reasons = error.errors.map((reason: Error) => reason.message).join('; ')
+  return new Error(reasons, { cause: error })
+}
