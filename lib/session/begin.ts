@@ -1,0 +1,36 @@
+import { InvalidOption } from '../errors.ts'
+import type { IsolationLevel, SettingValue } from '../options.ts'
+import { Step } from '../pool/flight.ts'
+
+/** How a transaction begins. */
+export interface BeginOptions {
+  readonly isolationLevel?: IsolationLevel | undefined
+  readonly readOnly?: boolean
+  readonly deferrable?: boolean
+}
+
+/** The BEGIN statement. The isolation level is one of four checked words, so that nothing here needs quoting. */
+export function beginStatement({ isolationLevel, readOnly, deferrable }: BeginOptions): string {
+  let text = 'BEGIN'
+  if (isolationLevel !== undefined) text += ` ISOLATION LEVEL ${isolationLevel.toUpperCase()}`
+  if (readOnly) text += ' READ ONLY'
+  if (deferrable) text += ' DEFERRABLE'
+  return text
+}
+
+/** The statement that sets run-time parameters until the end of the transaction; undefined where there are none. */
+export function settingsStep(settings: Record<string, SettingValue>): Step | undefined {
+  const values: string[] = []
+  for (const [name, value] of Object.entries(settings)) {
+    // A tenant that is undefined must stop the request, not show it everybody's rows.
+    if (!['string', 'number', 'boolean'].includes(typeof value)) {
+      throw new InvalidOption(`settings['${name}']`, 'a string, number or boolean', String(value))
+    }
+    values.push(name, String(value))
+  }
+  if (values.length === 0) return undefined
+  const calls = values
+    .filter((_, index) => index % 2 === 0)
+    .map((_, index) => `set_config($${2 * index + 1}, $${2 * index + 2}, true)`)
+  return new Step({ text: `SELECT ${calls.join(', ')}`, values, flush: true, prefix: true }, () => {})
+}

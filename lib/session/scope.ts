@@ -1,0 +1,180 @@
+import { AsyncLocalStorage } from 'node:async_hooks'
+import { NestedConflict } from '../errors.ts'
+import type { Step } from '../pool/flight.ts'
+import type { UnitOfWork } from './transaction.ts'
+
+/** What `afterCommit` and `afterRollback` take. */
+export type Callback = () => unknown
+
+/**
+ * A part of a session that begins and ends as one: the session itself, a savepoint in it, or the time its raw client is
+ * lent out. Scopes are a stack: only the innermost may send statements, because a savepoint takes along whatever
+ * reached the server after it.
+ */
+export class Scope {
+  readonly unit: UnitOfWork
+  readonly kind: 'session' | 'savepoint' | 'client'
+  readonly name: string
+  /** Driven by a callback whose awaits we can follow, or, false, by somebody who holds a handle. */
+  readonly followed: boolean
+  open = true
+  /** Deferred writes, in the order they were added. */
+  kept: Step[] = []
+  afterCommit: Callback[] = []
+  afterRollback: Callback[] = []
+
+  constructor(unit: UnitOfWork, kind: Scope['kind'], name: string, followed: boolean) {
+    this.unit = unit
+    this.kind = kind
+    this.name = name
+    this.followed = followed
+  }
+}
+
+interface Turn {
+  readonly scope: Scope
+  readonly go: () => void
+  readonly refuse: (error: Error) => void
+}
+
+/** The stack of open scopes, and who waits for their turn. */
+export class Scopes {
+  readonly root: Scope
+  readonly #stack: Scope[]
+  readonly #patienceMillis: number
+  readonly #turns = new Set<Turn>()
+  #locked = false
+  #named = 0
+
+  constructor(unit: UnitOfWork, patienceMillis: number) {
+    this.root = new Scope(unit, 'session', '', true)
+    this.#stack = [this.root]
+    this.#patienceMillis = patienceMillis
+  }
+
+  get top(): Scope {
+    return this.#stack[this.#stack.length - 1] as Scope
+  }
+
+  get locked(): boolean {
+    return this.#locked
+  }
+
+  /** Undefined when `scope` may act now; otherwise a promise for its turn. @throws NESTED_CONFLICT */
+  turn(scope: Scope): Promise<void> | undefined {
+    this.#assertPossible(scope)
+    if (this.top === scope && !this.#locked) return undefined
+    return this.#waitFor(scope)
+  }
+
+  push(kind: Scope['kind'], followed: boolean): Scope {
+    const scope = new Scope(this.root.unit, kind, `request_db_${++this.#named}`, followed)
+    this.#stack.push(scope)
+    return scope
+  }
+
+  /** Ends `scope` and whatever is still open in it. */
+  pop(scope: Scope): void {
+    const at = this.#stack.indexOf(scope)
+    if (at === -1) return
+    for (const ended of this.#stack.splice(Math.max(1, at))) ended.open = false
+    this.#wake()
+  }
+
+  /** Ends everything but the session itself. */
+  reset(): void {
+    for (const ended of this.#stack.splice(1)) ended.open = false
+    this.root.kept = []
+    this.#wake()
+  }
+
+  /** Nobody acts until `unlock`: COMMIT or ROLLBACK is under way. */
+  lock(): void {
+    this.#locked = true
+  }
+
+  unlock(): void {
+    this.#locked = false
+    this.#wake()
+  }
+
+  /** Nobody will get a turn any more. */
+  refuseAll(error: Error): void {
+    for (const turn of [...this.#turns]) turn.refuse(error)
+  }
+
+  #assertPossible(scope: Scope): void {
+    if (!scope.open)
+      throw new NestedConflict('This nested transaction has ended: await what it does inside its callback')
+    if (scope.kind === 'client') throw new NestedConflict('Inside withClient(fn) use the client it hands you')
+    const { top } = this
+    if (top !== scope && !top.followed) {
+      throw new NestedConflict('A controlled transaction is open on this session: use its handle, or end it first')
+    }
+  }
+
+  #waitFor(scope: Scope): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => {
+        turn.refuse(
+          new NestedConflict('A nested transaction of this session did not end in time: await one before the next'),
+        )
+      }, this.#patienceMillis)
+      const leave = () => {
+        clearTimeout(timer)
+        this.#turns.delete(turn)
+      }
+      const turn: Turn = {
+        scope,
+        go: () => {
+          leave()
+          resolve()
+        },
+        refuse: (error) => {
+          leave()
+          reject(error)
+        },
+      }
+      this.#turns.add(turn)
+    })
+  }
+
+  #wake(): void {
+    if (this.#locked) return
+    for (const turn of [...this.#turns]) if (turn.scope === this.top || !turn.scope.open) turn.go()
+  }
+}
+
+interface Nesting {
+  readonly unit: UnitOfWork
+  scope: Scope | undefined
+  readonly outer: Nesting | undefined
+}
+
+// Entered by nested callbacks only: what never nests pays nothing for it.
+const nestings = new AsyncLocalStorage<Nesting>()
+
+/** Runs `fn` so that everything in its chain of awaits belongs to the scope that `enter` will name. */
+export function nest<T>(unit: UnitOfWork, fn: () => T): T {
+  return nestings.run({ unit, scope: undefined, outer: nestings.getStore() }, fn)
+}
+
+/** Names the scope of the innermost `nest` that has none yet. False outside of one. */
+export function enter(unit: UnitOfWork, scope: Scope): void {
+  const nesting = nestings.getStore()
+  if (nesting?.unit === unit && nesting.scope === undefined) nesting.scope = scope
+}
+
+/** Whether a `nest` waits for its scope: the callback style of a transaction. */
+export function isFollowed(unit: UnitOfWork): boolean {
+  const nesting = nestings.getStore()
+  return nesting?.unit === unit && nesting.scope === undefined
+}
+
+/** The scope of `unit` that the running code belongs to. */
+export function currentScope(unit: UnitOfWork): Scope {
+  for (let nesting = nestings.getStore(); nesting !== undefined; nesting = nesting.outer) {
+    if (nesting.unit === unit && nesting.scope !== undefined) return nesting.scope
+  }
+  return unit.root
+}

@@ -1,0 +1,176 @@
+import {
+  type Compilable,
+  type ConnectionProvider,
+  DefaultQueryExecutor,
+  Kysely,
+  type IsolationLevel as KyselyIsolationLevel,
+  type KyselyPlugin,
+  type KyselyProps,
+  PostgresAdapter,
+  PostgresQueryCompiler,
+  type QueryExecutor,
+  type Transaction,
+  TransactionBuilder,
+  WithSchemaPlugin,
+} from 'kysely'
+import type pg from 'pg'
+import { mapValues } from '../pool/flight.ts'
+import type { BeginOptions } from './begin.ts'
+import { SessionConnection, sessionConfig, sessionDialect, sessionDriver } from './driver.ts'
+import { type Callback, currentScope, nest } from './scope.ts'
+import type { SessionState, UnitOfWork } from './transaction.ts'
+
+const compiler = new PostgresQueryCompiler()
+const adapter = new PostgresAdapter()
+
+/** A Kysely executor whose statements go through the unit of work that `provide` names. */
+export function executorOf(provider: ConnectionProvider, plugins: readonly KyselyPlugin[]): QueryExecutor {
+  return new DefaultQueryExecutor(compiler, adapter, provider, [...plugins])
+}
+
+/** What Kysely is made of, around an executor. */
+export function propsOf(executor: QueryExecutor): KyselyProps {
+  return { config: sessionConfig, dialect: sessionDialect, driver: sessionDriver, executor }
+}
+
+/**
+ * A database session: one unit of work on at most one connection. All of Kysely works on it; its first statement checks
+ * out a connection and begins the transaction. SQLAlchemy: `Session` over `Connection`.
+ *
+ * Every method that uses the database throws SESSION_ENDED after the end, CONNECTION_LOST once the connection has died,
+ * and NESTED_CONFLICT where another nested transaction is in the way.
+ */
+export class Session<DB> extends Kysely<DB> {
+  readonly #unit: UnitOfWork
+  readonly #executor: QueryExecutor
+
+  /** Sessions are made by the plugin: `request.db`, `fastify.db.session(fn)`. */
+  constructor(unit: UnitOfWork, executor: QueryExecutor) {
+    super(propsOf(executor))
+    this.#unit = unit
+    this.#executor = executor
+  }
+
+  /** Whether a transaction is open on the server. SQLAlchemy: `in_transaction()`. */
+  get inTransaction(): boolean {
+    return this.#unit.inTransaction
+  }
+
+  /**
+   * `'idle'`: nothing begun, no connection. `'begun'`: a transaction is open, or on its way. `'failed'`: only a rollback
+   * is left. `'ended'`: over, every use is an error.
+   */
+  get state(): SessionState {
+    return this.#unit.state
+  }
+
+  /** Begins the transaction now instead of with the first statement. @throws NESTED_CONFLICT when one is open. SQLAlchemy: `begin()`. */
+  async begin(): Promise<void> {
+    await this.#unit.begin(currentScope(this.#unit))
+  }
+
+  /**
+   * Commits what was done so far and checks the connection in; the session can be used again and begins anew.
+   * @throws COMMIT_UNKNOWN, TRANSACTION_ABORTED, or an error with PostgreSQL's SQLSTATE in `code`. SQLAlchemy: `commit()`.
+   */
+  async commit(): Promise<void> {
+    await this.#unit.commit(currentScope(this.#unit))
+  }
+
+  /** Rolls back what was done since the last `commit()` and checks the connection in. SQLAlchemy: `rollback()`. */
+  async rollback(): Promise<void> {
+    await this.#unit.rollback(currentScope(this.#unit))
+  }
+
+  /**
+   * Keeps a write until `flush()`, the next statement, or the commit, and then sends all that is kept together: a request
+   * that only adds costs one round trip. What it returns is dropped. @throws at once what compiling it, or mapping its
+   * parameters, throws. SQLAlchemy: `add()`.
+   */
+  add(query: Compilable): void {
+    const { sql, parameters } = query.compile()
+    const scope = currentScope(this.#unit)
+    scope.unit.keep(scope, sql, mapValues(parameters))
+  }
+
+  /** Sends what `add` has kept. @throws PostgreSQL's error of the first write that failed. SQLAlchemy: `flush()`. */
+  async flush(): Promise<void> {
+    const scope = currentScope(this.#unit)
+    await scope.unit.flush(scope)
+  }
+
+  /**
+   * Calls `fn` once the commit is certain; never after a rollback, nor when it was registered in a nested transaction
+   * that failed. Nobody waits for it, and what it throws is logged. Django: `on_commit`.
+   */
+  afterCommit(fn: Callback): void {
+    currentScope(this.#unit).afterCommit.push(fn)
+  }
+
+  /** Calls `fn` after the session was rolled back; dropped with the nested transaction it was registered in. */
+  afterRollback(fn: Callback): void {
+    currentScope(this.#unit).afterRollback.push(fn)
+  }
+
+  /**
+   * Hands the session's raw `pg` client to `fn`, for COPY, LISTEN or scripts of several statements, inside the session's
+   * transaction. The session's own statements wait until `fn` is done. SQLAlchemy: `connection().connection`.
+   */
+  async withClient<T>(fn: (client: pg.Client) => Promise<T>): Promise<T> {
+    const scope = currentScope(this.#unit)
+    return scope.unit.withClient(scope, fn)
+  }
+
+  /** A nested transaction: a savepoint. What its callback does, also through this session, belongs to it. SQLAlchemy: `begin_nested()`. */
+  override transaction(): TransactionBuilder<DB> {
+    return new NestedTransactionBuilder<DB>(propsOf(this.#executor), this.#unit)
+  }
+
+  override withPlugin(plugin: KyselyPlugin): Session<DB> {
+    return new Session<DB>(this.#unit, this.#executor.withPlugin(plugin))
+  }
+
+  override withoutPlugins(): Session<DB> {
+    return new Session<DB>(this.#unit, this.#executor.withoutPlugins())
+  }
+
+  override withSchema(schema: string): Session<DB> {
+    return new Session<DB>(this.#unit, this.#executor.withPluginAtFront(new WithSchemaPlugin(schema)))
+  }
+}
+
+interface NestedSettings {
+  readonly isolationLevel?: KyselyIsolationLevel
+  readonly accessMode?: 'read only' | 'read write'
+}
+
+class NestedTransactionBuilder<DB> extends TransactionBuilder<DB> {
+  readonly #props: KyselyProps
+  readonly #unit: UnitOfWork
+  readonly #settings: NestedSettings
+
+  constructor(props: KyselyProps, unit: UnitOfWork, settings: NestedSettings = {}) {
+    super({ ...props, ...settings })
+    this.#props = props
+    this.#unit = unit
+    this.#settings = settings
+  }
+
+  override setAccessMode(accessMode: 'read only' | 'read write'): TransactionBuilder<DB> {
+    return new NestedTransactionBuilder<DB>(this.#props, this.#unit, { ...this.#settings, accessMode })
+  }
+
+  override setIsolationLevel(isolationLevel: KyselyIsolationLevel): TransactionBuilder<DB> {
+    return new NestedTransactionBuilder<DB>(this.#props, this.#unit, { ...this.#settings, isolationLevel })
+  }
+
+  override execute<T>(callback: (trx: Transaction<DB>) => Promise<T>): Promise<T> {
+    return nest(this.#unit, () => super.execute(callback))
+  }
+}
+
+/** Makes a session on a unit of work. */
+export function makeSession<DB>(unit: UnitOfWork, begin: BeginOptions, plugins: readonly KyselyPlugin[]): Session<DB> {
+  const provider: ConnectionProvider = { provideConnection: (consumer) => consumer(new SessionConnection(unit, begin)) }
+  return new Session<DB>(unit, executorOf(provider, plugins))
+}
