@@ -1,0 +1,104 @@
+import type { FastifyBaseLogger } from 'fastify'
+import { Kysely } from 'kysely'
+import { type RequestDbError, Unavailable } from './errors.ts'
+import { routeSettings } from './lifecycle.ts'
+import { checkSessionOptions, type EffectiveOptions, type SessionOptions } from './options.ts'
+import type { Snapshot, Who } from './pool/ledger.ts'
+import type { Loan, Pool } from './pool/pool.ts'
+import { now } from './pool/queue.ts'
+import { type BeginOptions, beginStatement, settingsStep } from './session/begin.ts'
+import { SessionConnection } from './session/driver.ts'
+import { executorOf, makeSession, propsOf, type Session } from './session/session.ts'
+import { UnitOfWork } from './session/transaction.ts'
+
+/** `fastify.db`: the pool of this process, and sessions outside of a request. */
+export class Database<DB> {
+  /**
+   * Kysely for statements that need no session: each takes a connection, runs on its own and gives it back;
+   * `transaction()` is a transaction on one connection. SQLAlchemy: `engine.connect()` with AUTOCOMMIT.
+   */
+  readonly kysely: Kysely<DB>
+  readonly #pool: Pool
+  readonly #options: EffectiveOptions
+  readonly #log: FastifyBaseLogger
+
+  /** Made by the plugin. */
+  constructor(pool: Pool, options: EffectiveOptions, log: FastifyBaseLogger) {
+    this.#pool = pool
+    this.#options = options
+    this.#log = log
+    const who: Who = { method: '', route: 'kysely', requestId: '' }
+    const provideConnection = async <T>(consumer: (connection: SessionConnection) => Promise<T>): Promise<T> => {
+      const unit = this.#unit(who, { autocommit: true })
+      try {
+        return await consumer(new SessionConnection(unit, {}))
+      } finally {
+        await unit.settle('rollback', 'its statement has ended')
+      }
+    }
+    this.kysely = new Kysely<DB>(propsOf(executorOf({ provideConnection }, options.plugins)))
+  }
+
+  /**
+   * Runs `fn` in a session of its own, with the guarantees a request has: commits when `fn` resolves, rolls back when it
+   * rejects. For jobs, scripts, and what must be kept although the request fails.
+   * @throws whatever `fn` throws, and what the pool and COMMIT can throw. SQLAlchemy: `with Session.begin()`.
+   */
+  session<T>(fn: (session: Session<DB>) => Promise<T>): Promise<T>
+  session<T>(options: SessionOptions, fn: (session: Session<DB>) => Promise<T>): Promise<T>
+  async session<T>(
+    first: SessionOptions | ((session: Session<DB>) => Promise<T>),
+    second?: (session: Session<DB>) => Promise<T>,
+  ): Promise<T> {
+    const options = typeof first === 'function' ? {} : first
+    const fn = (typeof first === 'function' ? first : second) as (session: Session<DB>) => Promise<T>
+    const route = checkSessionOptions(this.#options.route, options)
+    const begin: BeginOptions = { ...route, readOnly: route.readOnly === true }
+    const unit = this.#unit({ method: '', route: options.name ?? 'session', requestId: '' }, options)
+    try {
+      const result = await fn(makeSession<DB>(unit, begin, this.#options.plugins))
+      await unit.settle('commit', 'its function has returned')
+      return result
+    } catch (error) {
+      await unit.settle('rollback', 'its function has thrown')?.catch(() => {})
+      throw error
+    }
+  }
+
+  /** The pool at this moment, as plain data. SQLAlchemy: `pool.status()`. */
+  snapshot(): Snapshot {
+    return this.#pool.snapshot()
+  }
+
+  /** Takes a connection and has the server answer on it. Resolves with the round trip in milliseconds. @throws what a session's first statement throws. */
+  ping(): Promise<number> {
+    return new Promise((resolve, reject) => {
+      const { name, prePing, settleTimeoutMillis } = this.#pool.options
+      const refused = (error: RequestDbError) => reject(error)
+      const granted = (loan: Loan) => {
+        const since = now()
+        loan.connection.ping(prePing ? prePing.timeoutMillis : settleTimeoutMillis, (alive) => {
+          loan.checkIn()
+          if (alive) resolve(now() - since)
+          else reject(new Unavailable(name, { cause: loan.connection.death }))
+        })
+      }
+      const who = { method: '', route: 'ping', requestId: '' }
+      this.#pool.checkOut({ who, granted, refused, lost: () => {}, evict: () => {} })
+    })
+  }
+
+  #unit(who: Who, options: SessionOptions): UnitOfWork {
+    const route = checkSessionOptions(this.#options.route, options)
+    const isReadOnly = route.readOnly === true
+    return new UnitOfWork(this.#pool, {
+      who,
+      begin: route.autocommit ? undefined : beginStatement({ ...route, readOnly: isReadOnly }),
+      settings: () => settingsStep({ ...routeSettings(route, isReadOnly), ...options.settings }),
+      maxSessionMillis: this.#options.maxSessionMillis,
+      log: this.#log,
+      onFirstUse: () => {},
+      onCut: () => {},
+    })
+  }
+}

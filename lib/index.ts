@@ -1,0 +1,101 @@
+import type { FastifyInstance, FastifyPluginAsync, FastifyRequest, RouteOptions } from 'fastify'
+import fp from 'fastify-plugin'
+import { Database } from './database.ts'
+import { AlreadyRegistered } from './errors.ts'
+import { Lifecycle } from './lifecycle.ts'
+import {
+  checkOptions,
+  checkRouteOptions,
+  type EffectiveOptions,
+  type RequestDbOptions,
+  type RouteDbOptions,
+} from './options.ts'
+import { Pool } from './pool/pool.ts'
+import type { Session as SessionOf } from './session/session.ts'
+
+/** Your tables. Merge them in: `declare module 'fastify-request-db' { interface DatabaseSchema { trips: TripTable } }`. */
+// biome-ignore lint/suspicious/noEmptyInterface: it is filled by declaration merging
+export interface DatabaseSchema {}
+
+/** `request.db`, and what `fastify.db.session(fn)` hands to `fn`. */
+export type Session<DB = DatabaseSchema> = SessionOf<DB>
+
+async function requestDb(fastify: FastifyInstance, input: RequestDbOptions): Promise<void> {
+  const options = checkOptions(input)
+  const { name } = options.pool
+  if (fastify.hasDecorator(name) || fastify.hasRequestDecorator(name)) throw new AlreadyRegistered(name)
+
+  const pool = new Pool(options.pool)
+  const lifecycle = new Lifecycle(pool, options)
+  const { slots } = lifecycle
+  fastify.decorate(name, new Database<DatabaseSchema>(pool, options, fastify.log))
+  for (const slot of [slots.reply, slots.session, slots.payload, slots.over]) fastify.decorateRequest(slot, null)
+  fastify.decorateRequest(name, {
+    getter(this: FastifyRequest) {
+      return lifecycle.session(this)
+    },
+  })
+
+  fastify.addHook('onRoute', (route: RouteOptions) => markRoute(route, lifecycle, options))
+  fastify.addHook('onRequest', lifecycle.onRequest)
+  fastify.addHook('onSend', lifecycle.onSendFirst)
+  fastify.addHook('onError', lifecycle.onError)
+  fastify.addHook('onResponse', lifecycle.onResponse)
+
+  fastify.addHook('preClose', (done) => {
+    pool.refuseWaiters()
+    done()
+  })
+  fastify.addHook('onClose', () => pool.close())
+
+  const { connection: _, ...sizes } = options.pool
+  fastify.log.info(
+    { requestDb: sizes },
+    `request-db: pool "${name}" of size ${sizes.size} overflow ${sizes.maxOverflow}`,
+  )
+}
+
+/** A route's own options, and our settling hook behind all of its others. The HEAD route of a GET comes here too. */
+function markRoute(route: RouteOptions, { slots, onSendLast }: Lifecycle, options: EffectiveOptions): void {
+  const { name } = options.pool
+  const own = (route.config as Record<string, unknown> | undefined)?.[name]
+  const effective = checkRouteOptions(options.route, own, `config.${name} of ${String(route.method)} ${route.url}`)
+  route.config = { ...route.config, [slots.route]: effective } as typeof route.config & object
+  route.onSend = [...[route.onSend ?? []].flat(), onSendLast] as NonNullable<RouteOptions['onSend']>
+}
+
+const plugin: FastifyPluginAsync<RequestDbOptions> = fp(requestDb, { fastify: '5.x', name: 'fastify-request-db' })
+
+export type { Database } from './database.ts'
+export type { RequestDbError } from './errors.ts'
+export type {
+  CommitOn,
+  IsolationLevel,
+  PoolOptions,
+  PrePingOptions,
+  RequestDbOptions,
+  RouteDbOptions,
+  SessionOptions,
+  SettingValue,
+  ShouldCommit,
+} from './options.ts'
+export type { HolderSnapshot, Snapshot, Totals, WaiterSnapshot, Who } from './pool/ledger.ts'
+export type { Callback } from './session/scope.ts'
+export type { SessionState } from './session/transaction.ts'
+// So that require('fastify-request-db') is the plugin.
+export { plugin as default, plugin as requestDb, plugin as 'module.exports' }
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    /** The pool of this process, and sessions outside of a request. */
+    db: Database<DatabaseSchema>
+  }
+  interface FastifyRequest {
+    /** This request's database session. */
+    readonly db: SessionOf<DatabaseSchema>
+  }
+  interface FastifyContextConfig {
+    /** This route's options of fastify-request-db. */
+    db?: RouteDbOptions
+  }
+}

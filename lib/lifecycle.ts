@@ -1,0 +1,275 @@
+import type { Socket } from 'node:net'
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import { SessionEnded } from './errors.ts'
+import type { EffectiveOptions, EffectiveRouteOptions, SettingValue } from './options.ts'
+import type { Who } from './pool/ledger.ts'
+import type { Pool } from './pool/pool.ts'
+import { beginStatement, settingsStep } from './session/begin.ts'
+import { makeSession, type Session } from './session/session.ts'
+import { UnitOfWork } from './session/transaction.ts'
+
+const AFTER_ERROR =
+  'the request failed and was rolled back; an error handler that must write uses fastify.db.session(fn)'
+const AFTER_ANSWER = 'the response has been sent'
+const CLIENT_GONE = 'the client has disconnected'
+
+/** The rule where `shouldCommit` says nothing else: an answer below 400 is a success. */
+export function isSuccess(_request: FastifyRequest, reply: FastifyReply): boolean {
+  return reply.statusCode < 400
+}
+
+// These speak of the answer that was to be; the error that takes its place must not be cached or followed.
+const HEADERS_OF_SUCCESS = ['cache-control', 'etag', 'expires', 'last-modified', 'location', 'content-location', 'age']
+
+// One `close` listener a socket, however many requests it carries: a socket can die with requests that no event tells of.
+const bySocket = new WeakMap<Socket, Set<RequestSession>>()
+
+function watchSocket(socket: Socket, session: RequestSession): Set<RequestSession> {
+  let watched = bySocket.get(socket)
+  if (watched === undefined) {
+    const fresh = new Set<RequestSession>()
+    socket.once('close', () => {
+      for (const one of [...fresh]) one.gone()
+    })
+    bySocket.set(socket, fresh)
+    watched = fresh
+  }
+  return watched.add(session)
+}
+
+/** What the plugin knows of a request. It lives on the request under symbols of its registration. */
+export interface RequestSlots {
+  readonly reply: symbol
+  readonly session: symbol
+  /** The kind of payload that the first onSend saw; none when there was no onSend. */
+  readonly payload: symbol
+  /** Why a session that is opened now is over already. */
+  readonly over: symbol
+  /** In a route's config: its options. It also marks a route whose last onSend hook is ours. */
+  readonly route: symbol
+}
+
+type Slotted = Record<symbol, unknown>
+
+/** One request's session and its end. Every road leads to `unit.settle`. */
+class RequestSession {
+  readonly unit: UnitOfWork
+  readonly session: Session<unknown>
+  readonly route: EffectiveRouteOptions
+  readonly #request: FastifyRequest
+  readonly #reply: FastifyReply
+  readonly #slots: RequestSlots
+  #watched: Set<RequestSession> | undefined
+
+  constructor(
+    pool: Pool,
+    options: EffectiveOptions,
+    request: FastifyRequest,
+    reply: FastifyReply,
+    slots: RequestSlots,
+  ) {
+    this.#request = request
+    this.#reply = reply
+    this.#slots = slots
+    const { config, url } = request.routeOptions
+    this.route = ((config as unknown as Slotted)[slots.route] as EffectiveRouteOptions | undefined) ?? options.route
+    const { autocommit, isolationLevel, deferrable, readOnly } = this.route
+    const isReadOnly = typeof readOnly === 'function' ? readOnly(request) : readOnly
+    const begin = { isolationLevel, deferrable, readOnly: isReadOnly }
+    const who: Who = { method: request.method, route: url ?? '', requestId: request.id }
+    this.unit = new UnitOfWork(pool, {
+      who,
+      begin: autocommit ? undefined : beginStatement(begin),
+      settings: () => settingsStep({ ...routeSettings(this.route, isReadOnly), ...options.settings?.(request) }),
+      maxSessionMillis: options.maxSessionMillis,
+      log: request.log,
+      onFirstUse: () => this.#watch(),
+      onCut: () => this.#cutStream(),
+    })
+    this.session = makeSession(this.unit, begin, options.plugins)
+  }
+
+  get #payload(): unknown {
+    return (this.#request as unknown as Slotted)[this.#slots.payload]
+  }
+
+  /** onSend: settles, unless this is not the time. Undefined when there is nothing to wait for. */
+  send(payload: unknown): Promise<void> | undefined {
+    if (this.route.commitOn !== 'onSend' || this.#payload === 'stream') return undefined
+    if (isWebResponse(payload)) this.#reply.code(payload.status)
+    return this.#settle()
+  }
+
+  /** onError: rolls back, whatever was thrown. */
+  fail(): Promise<void> | undefined {
+    // Where the settlement itself failed, that is the very error being handled.
+    return this.unit.settle('rollback', AFTER_ERROR)?.catch(() => {})
+  }
+
+  /** onResponse: ends what is left. Nobody can be told of a failure any more, so it is logged. */
+  respond(): Promise<void> | undefined {
+    if (this.unit.ended) return this.unit.settle('rollback', AFTER_ANSWER)?.catch(() => {})
+    const isHijacked = this.#payload === null
+    if (isHijacked && this.unit.state !== 'idle') {
+      this.#request.log.warn('request-db: a hijacked reply ended without request.db.commit(), so it was rolled back')
+    }
+    const settlement = isHijacked ? this.unit.settle('rollback', AFTER_ANSWER) : this.#settle()
+    return settlement?.catch((error: unknown) => {
+      this.#request.log.error({ err: error }, 'request-db: the transaction failed after the response was sent')
+    })
+  }
+
+  /** The response, or the socket under it, is closed. */
+  gone(): void {
+    this.#unwatch()
+    if (this.unit.ended) void this.unit.abandon(CLIENT_GONE)
+    // A 404 of a plugin in a child scope is answered in full without our onResponse.
+    else if (this.#reply.raw.writableFinished && this.#payload !== null) void this.respond()
+    else void this.unit.abandon(CLIENT_GONE)
+  }
+
+  #settle(): Promise<void> | undefined {
+    if (this.unit.ended) return this.unit.settle('commit', AFTER_ANSWER)
+    const { raw } = this.#reply
+    if (isGone(this.#request, this.#reply) && !raw.writableEnded) return this.unit.settle('rollback', CLIENT_GONE)
+    let commits: boolean
+    try {
+      commits = (this.route.shouldCommit ?? isSuccess)(this.#request, this.#reply)
+    } catch (error) {
+      return (this.unit.settle('rollback', AFTER_ERROR) ?? Promise.resolve()).then(() => Promise.reject(error))
+    }
+    return this.unit.settle(commits ? 'commit' : 'rollback', AFTER_ANSWER)
+  }
+
+  // Fastify calls no hook for many ways in which a client can leave, so we listen where it shows.
+  #watch(): void {
+    const { raw } = this.#reply
+    const { socket } = this.#request.raw
+    if (raw.writableEnded) throw new SessionEnded(this.unit.pool.options.name, AFTER_ANSWER)
+    if (isGone(this.#request, this.#reply)) throw new SessionEnded(this.unit.pool.options.name, CLIENT_GONE)
+    raw.once('close', this.#onClose)
+    raw.once('error', this.#onClose)
+    this.#watched = watchSocket(socket, this)
+  }
+
+  readonly #onClose = () => this.gone()
+
+  #unwatch(): void {
+    this.#watched?.delete(this)
+    this.#reply.raw.off('close', this.#onClose)
+    this.#reply.raw.off('error', this.#onClose)
+  }
+
+  #cutStream(): void {
+    const { raw } = this.#reply
+    if (raw.headersSent && !raw.writableEnded) raw.destroy()
+  }
+}
+
+function isGone(request: FastifyRequest, reply: FastifyReply): boolean {
+  return reply.raw.destroyed || request.raw.aborted || request.raw.socket.destroyed
+}
+
+function isWebResponse(payload: unknown): payload is Response {
+  return Object.prototype.toString.call(payload) === '[object Response]'
+}
+
+// Read when the body is written, which is after onSend: the session must still be there.
+function isStream(payload: unknown): boolean {
+  if (typeof payload !== 'object' || payload === null) return false
+  if (isWebResponse(payload)) return payload.body !== null
+  return 'pipe' in payload || 'getReader' in payload
+}
+
+/** Settings that come from options rather than from the app. */
+export function routeSettings(route: EffectiveRouteOptions, isReadOnly: boolean): Record<string, SettingValue> {
+  return {
+    ...(route.statementTimeoutMillis !== false && { statement_timeout: route.statementTimeoutMillis }),
+    // Without BEGIN there is no BEGIN READ ONLY either.
+    ...(route.autocommit && isReadOnly && { transaction_read_only: 'on' }),
+  }
+}
+
+type Done = () => void
+
+/** When a request's session settles: the hooks, as plain functions of request and reply. */
+export class Lifecycle {
+  readonly slots: RequestSlots
+  readonly #pool: Pool
+  readonly #options: EffectiveOptions
+
+  constructor(pool: Pool, options: EffectiveOptions) {
+    const { name } = pool.options
+    const slot = (what: string) => Symbol(`fastify-request-db ${name} ${what}`)
+    this.slots = {
+      reply: slot('reply'),
+      session: slot('session'),
+      payload: slot('payload'),
+      over: slot('over'),
+      route: slot('route'),
+    }
+    this.#pool = pool
+    this.#options = options
+  }
+
+  /** `request.db`: made when it is first looked at, so that a request without a use for it pays nothing. */
+  session(request: FastifyRequest): Session<unknown> {
+    const slots = request as unknown as Slotted
+    const known = slots[this.slots.session] as RequestSession | null
+    if (known) return known.session
+    const reply = slots[this.slots.reply] as FastifyReply | null
+    if (!reply) {
+      throw new SessionEnded(
+        this.#pool.options.name,
+        'it begins with the onRequest hook of fastify-request-db: register that before hooks that use it',
+      )
+    }
+    const made = new RequestSession(this.#pool, this.#options, request, reply, this.slots)
+    const over = slots[this.slots.over] as string | null
+    if (over) void made.unit.settle('rollback', over)
+    slots[this.slots.session] = made
+    return made.session
+  }
+
+  onRequest = (request: FastifyRequest, reply: FastifyReply, done: Done): void => {
+    const slots = request as unknown as Slotted
+    slots[this.slots.reply] = reply
+    done()
+  }
+
+  /** At the head of all onSend hooks: sees the payload before one of them turns it into something else. */
+  onSendFirst = (request: FastifyRequest, _reply: FastifyReply, payload: unknown, done: Done): Promise<void> | void => {
+    const slots = request as unknown as Slotted
+    slots[this.slots.payload] ??= isStream(payload) ? 'stream' : 'plain'
+    const session = slots[this.slots.session] as RequestSession | null
+    if (!session || this.slots.route in (request.routeOptions.config as object)) return done()
+    return this.onSendLast(request, _reply, payload, done)
+  }
+
+  /** At the end of a route's onSend hooks: an error in any of the others still rolls back. */
+  onSendLast = (request: FastifyRequest, reply: FastifyReply, payload: unknown, done: Done): Promise<void> | void => {
+    const session = (request as unknown as Slotted)[this.slots.session] as RequestSession | null
+    // After an error was handled, the answer to it may leave.
+    const isFailed = (request as unknown as Slotted)[this.slots.over] === AFTER_ERROR
+    const settlement = session && !isFailed ? session.send(payload) : undefined
+    if (settlement === undefined) return done()
+    return settlement.catch((error: unknown) => {
+      for (const name of HEADERS_OF_SUCCESS) reply.removeHeader(name)
+      throw error
+    })
+  }
+
+  onError = (request: FastifyRequest, _reply: FastifyReply, _error: unknown, done: Done): Promise<void> | void => {
+    const slots = request as unknown as Slotted
+    slots[this.slots.over] ??= AFTER_ERROR
+    const rollback = (slots[this.slots.session] as RequestSession | null)?.fail()
+    return rollback === undefined ? done() : rollback
+  }
+
+  onResponse = (request: FastifyRequest, _reply: FastifyReply, done: Done): Promise<void> | void => {
+    const slots = request as unknown as Slotted
+    slots[this.slots.over] ??= AFTER_ANSWER
+    const ended = (slots[this.slots.session] as RequestSession | null)?.respond()
+    return ended === undefined ? done() : ended
+  }
+}
