@@ -59,6 +59,7 @@ class RequestSession {
   readonly #request: FastifyRequest
   readonly #reply: FastifyReply
   readonly #slots: RequestSlots
+  readonly #name: string
   #watched: Set<RequestSession> | undefined
 
   constructor(
@@ -71,6 +72,7 @@ class RequestSession {
     this.#request = request
     this.#reply = reply
     this.#slots = slots
+    this.#name = pool.options.name
     const { config, url } = request.routeOptions
     this.route = ((config as unknown as Slotted)[slots.route] as EffectiveRouteOptions | undefined) ?? options.route
     const { autocommit, isolationLevel, deferrable, readOnly } = this.route
@@ -145,8 +147,8 @@ class RequestSession {
   #watch(): void {
     const { raw } = this.#reply
     const { socket } = this.#request.raw
-    if (raw.writableEnded) throw new SessionEnded(this.unit.pool.options.name, AFTER_ANSWER)
-    if (isGone(this.#request, this.#reply)) throw new SessionEnded(this.unit.pool.options.name, CLIENT_GONE)
+    if (raw.writableEnded) throw new SessionEnded(this.#name, AFTER_ANSWER)
+    if (isGone(this.#request, this.#reply)) throw new SessionEnded(this.#name, CLIENT_GONE)
     raw.once('close', this.#onClose)
     raw.once('error', this.#onClose)
     this.#watched = watchSocket(socket, this)

@@ -14,7 +14,7 @@ import pg from 'pg'
 import { NestedConflict } from '../errors.ts'
 import { mapValues, type Result } from '../pool/flight.ts'
 import { type BeginOptions, beginStatement } from './begin.ts'
-import { currentScope, isFollowed, type Scope } from './scope.ts'
+import { currentScope, enter, isFollowed, type Scope } from './scope.ts'
 import type { UnitOfWork } from './transaction.ts'
 
 const COUNTED = new Set(['INSERT', 'UPDATE', 'DELETE', 'MERGE'])
@@ -53,7 +53,7 @@ export class SessionConnection implements DatabaseConnection {
     const values = mapValues(query.parameters)
     const portal = `request_db_${++portals}`
     const scope = this.#scope
-    if (scope.unit.options.begin !== undefined) {
+    if (!scope.unit.isAutocommit) {
       for await (const rows of scope.unit.read(scope, query.sql, values, portal, chunkSize)) yield { rows: rows as R[] }
       return
     }
@@ -76,7 +76,7 @@ export class SessionConnection implements DatabaseConnection {
   async begin(settings: TransactionSettings): Promise<void> {
     const parent = this.#scope
     const unit = parent.unit
-    if (unit.options.begin !== undefined) {
+    if (!unit.isAutocommit) {
       if (settings.isolationLevel !== undefined || settings.accessMode !== undefined) {
         throw new NestedConflict(
           'A nested transaction is a savepoint and cannot have an isolation level or access mode of its own: ' +
@@ -87,7 +87,8 @@ export class SessionConnection implements DatabaseConnection {
       return
     }
     const child = unit.openChild(beginStatement({ ...this.#begin, ...own(settings) }))
-    this.#begun.push(child.enter())
+    enter(unit.owner, child.root)
+    this.#begun.push(child.root)
   }
 
   async commit(): Promise<void> {

@@ -103,10 +103,16 @@ export class Scopes {
     for (const turn of [...this.#turns]) turn.refuse(error)
   }
 
-  #assertPossible(scope: Scope): void {
-    if (!scope.open)
+  /** @throws NESTED_CONFLICT when `scope` takes no statements any more, or never did. */
+  assertOpen(scope: Scope): void {
+    if (!scope.open) {
       throw new NestedConflict('This nested transaction has ended: await what it does inside its callback')
+    }
     if (scope.kind === 'client') throw new NestedConflict('Inside withClient(fn) use the client it hands you')
+  }
+
+  #assertPossible(scope: Scope): void {
+    this.assertOpen(scope)
     const { top } = this
     if (top !== scope && !top.followed) {
       throw new NestedConflict('A controlled transaction is open on this session: use its handle, or end it first')

@@ -1,0 +1,52 @@
+import { SettleFailed, sqlStateOf } from '../errors.ts'
+import { Step } from '../pool/flight.ts'
+import type { Scope } from './scope.ts'
+
+/** Writes that are kept until something else is sent, and the first of them that failed. */
+export class DeferredWrites {
+  readonly #pool: string
+  #count = 0
+  #failure: { what: string; error: Error } | undefined
+
+  constructor(pool: string) {
+    this.#pool = pool
+  }
+
+  keep(scope: Scope, text: string, values: unknown[]): void {
+    const what = `Deferred write ${++this.#count}`
+    const onSettle = (error: unknown) => {
+      if (error !== undefined) this.#failure ??= { what, error: error as Error }
+    }
+    scope.kept.push(new Step({ text, values, describe: true }, onSettle))
+  }
+
+  /** What `scope` has kept, to be sent now. */
+  take(scope: Scope): Step[] {
+    const { kept } = scope
+    if (kept.length > 0) scope.kept = []
+    return kept
+  }
+
+  /** What the first failed with, as pg made it. */
+  get error(): Error | undefined {
+    return this.#failure?.error
+  }
+
+  /** What the first failed with, in words of ours where it was PostgreSQL that refused it. */
+  get failure(): Error | undefined {
+    if (this.#failure === undefined) return undefined
+    const { what, error } = this.#failure
+    return sqlStateOf(error) === undefined ? error : new SettleFailed(what, this.#pool, error)
+  }
+
+  /** What failed is undone, or was told. */
+  forgive(): void {
+    this.#failure = undefined
+  }
+
+  /** A new transaction counts from one again. */
+  reset(): void {
+    this.#count = 0
+    this.#failure = undefined
+  }
+}

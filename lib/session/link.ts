@@ -1,0 +1,434 @@
+import {
+  CommitUnknown,
+  ConnectionLost,
+  type RequestDbError,
+  SessionEnded,
+  sqlStateOf,
+  TransactionAborted,
+} from '../errors.ts'
+import { type Flight, type FlightListener, Step, type TransactionStatus } from '../pool/flight.ts'
+import type { Who } from '../pool/ledger.ts'
+import type { Borrower, CheckOut, Loan, Pool } from '../pool/pool.ts'
+
+/** How transactions begin on a link, and who is told when it is cut. */
+export interface LinkOptions {
+  readonly who: Who
+  /** The BEGIN statement; undefined sends every statement on its own and keeps the connection only meanwhile. */
+  readonly begin: string | undefined
+  /** The statement that sets the transaction's run-time parameters, asked for once per transaction. */
+  readonly settings: () => Step | undefined
+  readonly maxSessionMillis: number | false
+  /** The session must end now: it held its connection for too long, or the pool closes. */
+  readonly onEvict: (reason: RequestDbError) => void
+}
+
+/**
+ * A unit of work's way to the server: at most one connection, at most one transaction at a time.
+ *
+ * | phase    | connection | what is sent now                                                        |
+ * | -------- | ---------- | ----------------------------------------------------------------------- |
+ * | idle     | none       | asks for a connection and boards the first flight                       |
+ * | boarding | asked for  | boards the first flight                                                 |
+ * | departed | ours       | is held until BEGIN is answered: before, it might run outside of it     |
+ * | open     | ours       | leaves at once                                                          |
+ * | lost     | died       | is refused with CONNECTION_LOST until `reset`                           |
+ */
+export class Link implements Borrower, FlightListener {
+  readonly pool: Pool
+  readonly options: LinkOptions
+  /** The server has answered BEGIN. */
+  inTransaction = false
+  /** Why the transaction cannot be committed where the server does not know it: lost, or ended behind our back. */
+  doom: RequestDbError | undefined
+  #phase: 'idle' | 'boarding' | 'departed' | 'open' | 'lost' = 'idle'
+  #failed = false
+  #checkOut: CheckOut | undefined
+  #loan: Loan | undefined
+  #settings: Step | undefined
+  #boarded: Step[] = []
+  #held: Step[][] = []
+  #replayable = true
+  #replaying = false
+  #underWay = 0
+  // Who needs the connection of a link without transactions between statements too.
+  #pins = 0
+  #refusal: RequestDbError | undefined
+  // COMMIT or ROLLBACK, from its boarding to its answer.
+  #final: Step | undefined
+  #cancelling: Promise<void> | undefined
+  #deadline: NodeJS.Timeout | undefined
+  #maxTimer: NodeJS.Timeout | undefined
+  #onChange: (() => void)[] = []
+
+  constructor(pool: Pool, options: LinkOptions) {
+    this.pool = pool
+    this.options = options
+  }
+
+  get who(): Who {
+    return this.options.who
+  }
+
+  /** Whether every transaction is begun and ended by us. */
+  get isTransactional(): boolean {
+    return this.options.begin !== undefined
+  }
+
+  get isIdle(): boolean {
+    return this.#phase === 'idle'
+  }
+
+  /** A connection is asked for, and what is to be sent waits for it. */
+  get isBoarding(): boolean {
+    return this.#phase === 'boarding'
+  }
+
+  get hasConnection(): boolean {
+    return this.#loan !== undefined
+  }
+
+  /** The transaction can only be rolled back. */
+  get isFailed(): boolean {
+    return this.#failed || this.doom !== undefined
+  }
+
+  /** COMMIT or ROLLBACK is boarded or sent. */
+  get isEnding(): boolean {
+    return this.#final !== undefined
+  }
+
+  // Sending
+
+  /** Sends the steps under one Sync, now or when it can be. Each is told its outcome. @throws what `settings` throws */
+  post(steps: Step[], final?: Step): void {
+    if (this.doom !== undefined) {
+      for (const step of steps) step.onSettle(this.doom, step)
+      return
+    }
+    this.#final ??= final
+    if (this.#phase === 'idle') {
+      this.#settings = this.options.settings()
+      this.#refusal = undefined
+      this.#phase = 'boarding'
+      this.#replayable = this.isTransactional
+      this.#boarded.push(...steps)
+      this.#ask()
+    } else if (this.#phase === 'boarding') this.#boarded.push(...steps)
+    else if (this.#phase === 'departed') this.#held.push(steps)
+    else this.#sendAll(steps)
+  }
+
+  /** Sends the steps that `make` makes; resolves when the one that was given `settle` has its answer. */
+  posted(make: (settle: Step['onSettle']) => Step[]): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.post(make((error) => (error === undefined ? resolve() : reject(error))))
+    })
+  }
+
+  /** Sends the steps and has a connection, with a transaction where there are any, and nothing under way on it. */
+  async take(steps: Step[]): Promise<void> {
+    this.post(steps)
+    await this.quiet()
+    const error = this.doom ?? this.#refusal
+    if (error !== undefined) throw error
+  }
+
+  /** Sends COMMIT or ROLLBACK behind `steps`. Resolves with the error, if any; `settleTimeoutMillis` runs from its sending. */
+  async end(text: 'COMMIT' | 'ROLLBACK', steps: Step[]): Promise<{ error: unknown; tag: string | null | undefined }> {
+    await this.#cancelling
+    let final: Step | undefined
+    const error = await new Promise<unknown>((resolve) => {
+      final = new Step({ text }, resolve)
+      try {
+        this.post([...steps, final], final)
+      } catch (failed) {
+        resolve(failed)
+      }
+    })
+    this.disarm()
+    this.#final = undefined
+    return { error, tag: final?.result?.command }
+  }
+
+  /** Resolves when everything sent has been answered, or cannot be any more. */
+  quiet(): Promise<void> {
+    return this.#until(() => this.#underWay === 0 && this.#phase !== 'boarding' && this.#phase !== 'departed')
+  }
+
+  /** Resolves when the connection is given back. */
+  returned(): Promise<void> {
+    return this.#until(() => this.#phase === 'idle')
+  }
+
+  // Ending
+
+  /** Nothing more will be sent: gives up waiting for a connection, refuses what waited with it. */
+  leaveQueue(reason: RequestDbError): void {
+    if (this.#checkOut !== undefined) this.pool.cancel(this.#checkOut)
+    if (this.#phase === 'boarding') this.refused(reason)
+  }
+
+  /** Has what runs finish within `graceMillis`, or cancels it. Resolves when the connection is quiet, and safe from the cancel. */
+  async stop(graceMillis: number): Promise<void> {
+    await this.#until(() => this.#phase !== 'departed')
+    if (this.#underWay > 0) {
+      const timer = setTimeout(() => {
+        // After an error the server refuses the rest at once anyway.
+        if (this.#underWay > 0 && !this.#failed) void this.cancel()
+      }, graceMillis)
+      await this.quiet()
+      clearTimeout(timer)
+    }
+    await this.#cancelling
+  }
+
+  /** Cancels what runs. Only between BEGIN's answer and the sending of COMMIT or ROLLBACK, else it could hit the wrong thing. */
+  cancel(): Promise<void> {
+    const connection = this.#loan?.connection
+    if (connection === undefined || this.#phase !== 'open' || this.#final !== undefined) return Promise.resolve()
+    this.#cancelling ??= new Promise<void>((resolve) => {
+      this.pool.ledger.totals.cancels++
+      connection.cancel(this.pool.options.settleTimeoutMillis, (certain) => {
+        this.#cancelling = undefined
+        if (!certain) connection.kill(new Error('It is uncertain whether a statement was cancelled'))
+        resolve()
+      })
+    })
+    return this.#cancelling
+  }
+
+  /** What the server has said last: I means that there is no transaction. Undefined without a connection. */
+  get status(): TransactionStatus | undefined {
+    return this.#loan?.connection.status
+  }
+
+  /** Kills the connection unless `disarm` is called within `settleTimeoutMillis`. */
+  arm(what: string): void {
+    const { settleTimeoutMillis } = this.pool.options
+    this.#deadline ??= setTimeout(() => {
+      // One turn of the event loop before the verdict: the answer may lie there while the app computed.
+      setImmediate(() => {
+        if (this.#deadline !== undefined) this.kill(`No answer to ${what} within ${settleTimeoutMillis} ms`)
+      })
+    }, settleTimeoutMillis)
+  }
+
+  disarm(): void {
+    clearTimeout(this.#deadline)
+    this.#deadline = undefined
+  }
+
+  kill(why: string): void {
+    this.#loan?.connection.kill(new Error(why))
+  }
+
+  /** Gives the connection back, in whatever state; the pool looks at it. The link can be used again. */
+  reset(): void {
+    clearTimeout(this.#maxTimer)
+    this.#loan?.checkIn()
+    this.#loan = undefined
+    this.#phase = 'idle'
+    this.inTransaction = false
+    this.#failed = false
+    this.doom = undefined
+    this.#changed()
+  }
+
+  // The raw client
+
+  /** Keeps the connection of a link without transactions between statements, until `unpin`. */
+  pin(): void {
+    this.#pins++
+  }
+
+  unpin(): void {
+    this.#pins--
+    this.#resetIfDone()
+  }
+
+  /** Runs `fn` with the raw client of a quiet connection. */
+  async lend<T>(fn: (client: ReturnType<Loan['connection']['lend']>) => Promise<T>): Promise<T> {
+    const loan = this.#loan as Loan
+    this.#underWay++
+    loan.holding.busy(1, '(raw client)')
+    try {
+      return await fn(loan.connection.lend())
+    } finally {
+      if (this.#loan === loan) await this.#takeBack(loan)
+    }
+  }
+
+  async #takeBack(loan: Loan): Promise<void> {
+    this.arm('the raw client')
+    await new Promise<void>((resolve) => {
+      loan.connection.takeBack((status) => {
+        this.disarm()
+        if (status !== undefined) this.#landed(status, false)
+        resolve()
+      })
+    })
+  }
+
+  // Borrower
+
+  granted(loan: Loan): void {
+    this.#checkOut = undefined
+    this.#loan = loan
+    const { begin, maxSessionMillis, onEvict } = this.options
+    if (maxSessionMillis) {
+      const why = `it held its connection for longer than maxSessionMillis (${maxSessionMillis})`
+      this.#maxTimer = setTimeout(() => onEvict(new SessionEnded(this.pool.options.name, why)), maxSessionMillis)
+    }
+    const steps = this.#boarded.splice(0)
+    if (begin === undefined) {
+      this.#phase = 'open'
+      this.#sendAll(steps)
+      this.#resetIfDone()
+      return
+    }
+    this.#phase = 'departed'
+    loan.holding.inTransaction = true
+    // Flush: the server tells early that it has begun, even if the first statement takes long.
+    const first = new Step({ text: begin, flush: true, prefix: true }, () => {})
+    first.onComplete = () => this.#begun()
+    this.#send(this.#settings === undefined ? [first, ...steps] : [first, this.#settings, ...steps])
+  }
+
+  refused(error: RequestDbError): void {
+    this.#checkOut = undefined
+    this.#phase = 'idle'
+    this.#refusal = error
+    for (const step of [...this.#boarded.splice(0), ...this.#held.splice(0).flat()]) step.onSettle(error, step)
+    this.#changed()
+  }
+
+  lost(death: Error): void {
+    this.#loan = undefined
+    clearTimeout(this.#maxTimer)
+    this.disarm()
+    this.#underWay = 0
+    if (this.#replaying) {
+      this.#replaying = false
+      this.#replayable = false
+      this.pool.ledger.totals.replays++
+      this.#phase = 'boarding'
+      this.#ask()
+      return
+    }
+    this.inTransaction = false
+    this.#phase = this.isTransactional ? 'lost' : 'idle'
+    if (this.isTransactional) this.doom ??= new ConnectionLost(this.pool.options.name, { cause: death })
+    this.#refuseHeld()
+    this.#changed()
+  }
+
+  evict(reason: RequestDbError): void {
+    this.options.onEvict(reason)
+  }
+
+  // Flights
+
+  flightLanded(flight: Flight, status: TransactionStatus): void {
+    const { error, steps } = flight
+    if (this.#phase === 'departed') {
+      // BEGIN itself was refused: there is no transaction, and nothing may pass as if there were.
+      this.#phase = 'open'
+      this.doom = new TransactionAborted(this.pool.options.name, 'BEGIN failed', { cause: error })
+      this.#refuseHeld()
+    }
+    this.#landed(status, this.#final !== undefined && steps.includes(this.#final))
+    const at = error === undefined ? steps.length : Math.min(flight.at, steps.length - 1)
+    // Where the prefix failed, the statements behind it deserve its error, not the news that they were skipped.
+    const skipped = error && (steps[at]?.spec.prefix ? error : this.#skippedError(error))
+    for (const [index, step] of steps.entries()) {
+      step.onSettle(index < at ? step.rowError : index === at ? error : skipped, step)
+    }
+    this.#changed()
+  }
+
+  flightLost(flight: Flight, death: Error, reached: boolean): void {
+    const { name } = this.pool.options
+    const finalAt = this.#final === undefined ? -1 : flight.steps.indexOf(this.#final)
+    const killedByUs = this.#loan?.connection.killed === true
+    if (this.#phase === 'departed' && this.#replayable && !killedByUs && finalAt === -1) {
+      this.#replaying = true
+      this.#boarded = flight.steps.filter((step) => !step.spec.prefix)
+      return
+    }
+    const lost = new ConnectionLost(name, { cause: death })
+    for (const [index, step] of flight.steps.entries()) {
+      if (index !== finalAt) step.onSettle(lost, step)
+      else if (step.completed) step.onSettle(undefined, step)
+      else {
+        // The server answers in order: a goodbye before COMMIT's turn means that COMMIT was never run.
+        const never = !reached || (sqlStateOf(death) !== undefined && flight.at < finalAt)
+        step.onSettle(never ? lost : new CommitUnknown(name, { cause: death }), step)
+      }
+    }
+  }
+
+  // Inside
+
+  #ask(): void {
+    const checkOut = this.pool.checkOut(this)
+    if (this.#phase === 'boarding') this.#checkOut = checkOut
+  }
+
+  #sendAll(steps: Step[]): void {
+    if (this.isTransactional) this.#send(steps)
+    else for (const step of steps) this.#send(this.#settings === undefined ? [step] : [this.#settings, step])
+  }
+
+  #send(steps: Step[]): void {
+    const { connection, holding } = this.#loan as Loan
+    if (this.#final !== undefined && steps.includes(this.#final)) this.arm(this.#final.spec.text ?? '')
+    this.#underWay++
+    const asked = steps.filter((step) => step.spec.describe)
+    holding.busy(asked.length, asked[asked.length - 1]?.spec.text ?? '')
+    connection.send(steps, this)
+  }
+
+  #begun(): void {
+    this.inTransaction = true
+    this.#phase = 'open'
+    for (const steps of this.#held.splice(0)) this.#send(steps)
+    this.#changed()
+  }
+
+  /** The server has answered a flight, or the borrower of the raw client is done. */
+  #landed(status: TransactionStatus, isEnd: boolean): void {
+    this.#underWay--
+    this.#failed = status === 'E'
+    if (this.#underWay === 0) this.#loan?.holding.idle()
+    if (this.inTransaction && status === 'I' && !isEnd) {
+      const why =
+        'a statement of the app ended the transaction: use request.db.commit() or request.db.rollback() instead'
+      this.doom ??= new TransactionAborted(this.pool.options.name, why)
+    }
+    this.#resetIfDone()
+  }
+
+  // Without a transaction the connection is needed only while a statement runs.
+  #resetIfDone(): void {
+    const isDone = this.#underWay === 0 && this.#pins === 0 && this.#phase === 'open'
+    if (this.isTransactional || !isDone) return
+    if (this.#cancelling === undefined) this.reset()
+    else void this.#cancelling.then(() => this.#resetIfDone())
+  }
+
+  #refuseHeld(): void {
+    for (const step of this.#held.splice(0).flat()) step.onSettle(this.doom, step)
+  }
+
+  #skippedError(cause: Error): RequestDbError {
+    return new TransactionAborted(this.pool.options.name, 'a statement sent together with this one failed', { cause })
+  }
+
+  #changed(): void {
+    for (const resolve of this.#onChange.splice(0)) resolve()
+  }
+
+  async #until(isReached: () => boolean): Promise<void> {
+    while (!isReached()) await new Promise<void>((resolve) => this.#onChange.push(resolve))
+  }
+}
