@@ -96,6 +96,7 @@ export class Database<DB> {
       begin: route.autocommit ? undefined : beginStatement({ ...route, readOnly: isReadOnly }),
       settings: () => settingsStep({ ...routeSettings(route, isReadOnly), ...options.settings }),
       maxSessionMillis: this.#options.maxSessionMillis,
+      isCommitCertain: false,
       log: this.#log,
       onFirstUse: () => {},
       onCut: () => {},

@@ -1,10 +1,11 @@
+import { validateHeaderName, validateHeaderValue } from 'node:http'
 import type { Socket } from 'node:net'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { SessionEnded } from './errors.ts'
 import type { EffectiveOptions, EffectiveRouteOptions, SettingValue } from './options.ts'
 import type { Who } from './pool/ledger.ts'
 import type { Pool } from './pool/pool.ts'
-import { beginStatement, settingsStep } from './session/begin.ts'
+import { beginStatement, isCommitCertain, settingsStep } from './session/begin.ts'
 import { makeSession, type Session } from './session/session.ts'
 import { UnitOfWork } from './session/transaction.ts'
 
@@ -61,6 +62,9 @@ class RequestSession {
   readonly #slots: RequestSlots
   readonly #name: string
   #watched: Set<RequestSession> | undefined
+  // How many errors have been handled, and after how many of them an answer began to wait for the settlement.
+  #errors = 0
+  #answersAfter = -1
 
   constructor(
     pool: Pool,
@@ -84,6 +88,7 @@ class RequestSession {
       begin: autocommit ? undefined : beginStatement(begin),
       settings: () => settingsStep({ ...routeSettings(this.route, isReadOnly), ...options.settings?.(request) }),
       maxSessionMillis: options.maxSessionMillis,
+      isCommitCertain: isCommitCertain(begin),
       log: request.log,
       onFirstUse: () => this.#watch(),
       onCut: () => this.#cutStream(),
@@ -97,15 +102,39 @@ class RequestSession {
 
   /** onSend: settles, unless this is not the time. Undefined when there is nothing to wait for. */
   send(payload: unknown): Promise<void> | undefined {
+    if (this.#errors > 0) return this.#answerAfter(this.fail())
     if (this.route.commitOn !== 'onSend' || this.#payload === 'stream') return undefined
     if (isWebResponse(payload)) this.#reply.code(payload.status)
-    return this.#settle()
+    return this.#answerAfter(isSendable(payload, this.#reply) ? this.#settle() : this.fail())
   }
 
   /** onError: rolls back, whatever was thrown. */
+  failed(): void {
+    this.#errors++
+    void this.fail()
+  }
+
   fail(): Promise<void> | undefined {
     // Where the settlement itself failed, that is the very error being handled.
     return this.unit.settle('rollback', AFTER_ERROR)?.catch(() => {})
+  }
+
+  /**
+   * Lets one answer leave after the settlement. Fastify can have two under way, since an async handler that calls
+   * `reply.send(x)` without returning it makes a second, empty one while we wait; and an answer can be overtaken by an
+   * error, such as a handler timeout. The one too many never leaves: its hook does not call back.
+   */
+  #answerAfter(settlement: Promise<void> | undefined): Promise<void> | undefined {
+    if (settlement === undefined) return undefined
+    const errors = this.#errors
+    if (this.#answersAfter === errors) return new Promise(() => {})
+    this.#answersAfter = errors
+    return new Promise((resolve, reject) => {
+      settlement.then(
+        () => this.#errors === errors && resolve(),
+        (error: unknown) => this.#errors === errors && reject(error),
+      )
+    })
   }
 
   /** onResponse: ends what is left. Nobody can be told of a failure any more, so it is logged. */
@@ -183,6 +212,22 @@ function isStream(payload: unknown): boolean {
   return 'pipe' in payload || 'getReader' in payload
 }
 
+/** Whether Fastify can write the answer. It finds out after onSend, which would be after COMMIT. */
+function isSendable(payload: unknown, reply: FastifyReply): boolean {
+  const isBody = payload === undefined || payload === null || typeof payload === 'string' || Buffer.isBuffer(payload)
+  if (!isBody && !isStream(payload) && !isWebResponse(payload)) return false
+  try {
+    for (const [name, value] of Object.entries(reply.getHeaders())) {
+      validateHeaderName(name)
+      for (const one of [value].flat()) validateHeaderValue(name, String(one))
+    }
+    return true
+  } catch {
+    // Fastify will come to the same verdict and report it.
+    return false
+  }
+}
+
 /** Settings that come from options rather than from the app. */
 export function routeSettings(route: EffectiveRouteOptions, isReadOnly: boolean): Record<string, SettingValue> {
   return {
@@ -251,9 +296,7 @@ export class Lifecycle {
   /** At the end of a route's onSend hooks: an error in any of the others still rolls back. */
   onSendLast = (request: FastifyRequest, reply: FastifyReply, payload: unknown, done: Done): Promise<void> | void => {
     const session = (request as unknown as Slotted)[this.slots.session] as RequestSession | null
-    // After an error was handled, the answer to it may leave.
-    const isFailed = (request as unknown as Slotted)[this.slots.over] === AFTER_ERROR
-    const settlement = session && !isFailed ? session.send(payload) : undefined
+    const settlement = session?.send(payload)
     if (settlement === undefined) return done()
     return settlement.catch((error: unknown) => {
       for (const name of HEADERS_OF_SUCCESS) reply.removeHeader(name)
@@ -261,11 +304,12 @@ export class Lifecycle {
     })
   }
 
-  onError = (request: FastifyRequest, _reply: FastifyReply, _error: unknown, done: Done): Promise<void> | void => {
+  /** Only begins the rollback: while Fastify waits for an onError hook, any further `reply.send` ends the process. */
+  onError = (request: FastifyRequest, _reply: FastifyReply, _error: unknown, done: Done): void => {
     const slots = request as unknown as Slotted
     slots[this.slots.over] ??= AFTER_ERROR
-    const rollback = (slots[this.slots.session] as RequestSession | null)?.fail()
-    return rollback === undefined ? done() : rollback
+    ;(slots[this.slots.session] as RequestSession | null)?.failed()
+    done()
   }
 
   onResponse = (request: FastifyRequest, _reply: FastifyReply, done: Done): Promise<void> | void => {

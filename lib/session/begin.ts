@@ -18,6 +18,11 @@ export function beginStatement({ isolationLevel, readOnly, deferrable }: BeginOp
   return text
 }
 
+/** Whether COMMIT of such a transaction cannot fail: reads only, and no serialization to be broken by others. */
+export function isCommitCertain({ isolationLevel, readOnly, deferrable }: BeginOptions): boolean {
+  return readOnly === true && (isolationLevel !== 'serializable' || deferrable === true)
+}
+
 /** The statement that sets run-time parameters until the end of the transaction; undefined where there are none. */
 export function settingsStep(settings: Record<string, SettingValue>): Step | undefined {
   const values: string[] = []

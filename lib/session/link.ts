@@ -92,6 +92,11 @@ export class Link implements Borrower, FlightListener {
     return this.#failed || this.doom !== undefined
   }
 
+  /** Everything sent has been answered. */
+  get isQuiet(): boolean {
+    return this.#underWay === 0 && this.#phase !== 'boarding' && this.#phase !== 'departed'
+  }
+
   /** COMMIT or ROLLBACK is boarded or sent. */
   get isEnding(): boolean {
     return this.#final !== undefined
@@ -152,7 +157,7 @@ export class Link implements Borrower, FlightListener {
 
   /** Resolves when everything sent has been answered, or cannot be any more. */
   quiet(): Promise<void> {
-    return this.#until(() => this.#underWay === 0 && this.#phase !== 'boarding' && this.#phase !== 'departed')
+    return this.#until(() => this.isQuiet)
   }
 
   /** Resolves when the connection is given back. */
@@ -279,13 +284,20 @@ export class Link implements Borrower, FlightListener {
       const why = `it held its connection for longer than maxSessionMillis (${maxSessionMillis})`
       this.#maxTimer = setTimeout(() => onEvict(new SessionEnded(this.pool.options.name, why)), maxSessionMillis)
     }
-    const steps = this.#boarded.splice(0)
     if (begin === undefined) {
       this.#phase = 'open'
-      this.#sendAll(steps)
+      this.#sendAll(this.#boarded.splice(0))
       this.#resetIfDone()
       return
     }
+    // The siblings of a Promise.all are a few microtasks away: they board the same flight.
+    queueMicrotask(() => {
+      if (this.#loan === loan && this.#phase === 'boarding') this.#depart(begin, loan)
+    })
+  }
+
+  #depart(begin: string, loan: Loan): void {
+    const steps = this.#boarded.splice(0)
     this.#phase = 'departed'
     loan.holding.inTransaction = true
     // Flush: the server tells early that it has begun, even if the first statement takes long.

@@ -16,6 +16,8 @@ import { type Callback, enter, nest, type Scope, Scopes } from './scope.ts'
 
 /** How a unit of work begins, and whom it tells. */
 export interface UnitOptions extends Omit<LinkOptions, 'onEvict'> {
+  /** Its COMMIT can bring no news: it wrote nothing, and no other transaction can make it fail. */
+  readonly isCommitCertain: boolean
   readonly log: FastifyBaseLogger
   /** Before the first statement. @throws SESSION_ENDED when it is too late for one. */
   readonly onFirstUse: () => void
@@ -253,8 +255,13 @@ export class UnitOfWork {
     this.#outcome = outcome
     this.#scopes.refuseAll(this.#ended)
     if (this.#isUntouched) return undefined
+    const canLeaveEarly = outcome === 'commit' && this.options.isCommitCertain && this.#isCalm
     this.#settlement = this.#settle(outcome)
-    return this.#settlement
+    if (!canLeaveEarly) return this.#settlement
+    this.#settlement = this.#settlement.catch((error: unknown) => {
+      this.options.log.error({ err: error }, 'request-db: COMMIT of a read-only session failed')
+    })
+    return undefined
   }
 
   /** Ends it because nobody is left to answer. Once COMMIT is sent, that stands. Never throws. */
@@ -269,6 +276,12 @@ export class UnitOfWork {
       // Who began the settlement reports its failure.
       if (isMine) this.options.log.error({ err: error }, 'request-db: ending a session failed')
     }
+  }
+
+  // Nothing is under way or unfinished whose failure COMMIT would have to tell.
+  get #isCalm(): boolean {
+    const isAlone = this.#scopes.top === this.root && this.root.kept.length === 0 && this.#children.size === 0
+    return isAlone && this.#link.isQuiet && !this.#link.isFailed && this.#ending === undefined
   }
 
   get #isUntouched(): boolean {
