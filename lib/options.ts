@@ -15,78 +15,78 @@ export type SettingValue = string | number | boolean
 /** Sizes and limits of one process's pool. */
 export interface PoolOptions {
   /** Connections kept open, at least 1. Default 10. SQLAlchemy `pool_size`, pg `max`. */
-  size?: number
+  size?: number | undefined
   /** Connections opened beyond `size` under load and closed on return, at least 0. Default 0. SQLAlchemy `max_overflow`. */
-  maxOverflow?: number
+  maxOverflow?: number | undefined
   /** How long a session waits for a connection, in milliseconds; 0 refuses at once. Default 10 000. SQLAlchemy `pool_timeout`, pg `connectionTimeoutMillis`. */
-  timeoutMillis?: number
+  timeoutMillis?: number | undefined
   /** How many sessions may wait; one more is refused at once. Default 1000. */
-  maxWaiting?: number
+  maxWaiting?: number | undefined
   /** Age at which a connection is replaced, in milliseconds, give or take 10 %; false never. Default 1 800 000. SQLAlchemy `pool_recycle`, pg `maxLifetimeSeconds`. */
-  recycleMillis?: number | false
+  recycleMillis?: number | false | undefined
   /** Asks a connection that sat idle whether it is alive before it is used; false never. SQLAlchemy `pool_pre_ping`. */
-  prePing?: PrePingOptions | false
+  prePing?: PrePingOptions | false | undefined
 }
 
 /** When an idle connection is asked whether it is alive. */
 export interface PrePingOptions {
   /** Idle longer than this, in milliseconds, it is asked. Default 1000. */
-  idleMillis?: number
+  idleMillis?: number | undefined
   /** It must answer within this, in milliseconds, or it is dead. Default 500. */
-  timeoutMillis?: number
+  timeoutMillis?: number | undefined
 }
 
 /** What both the plugin and a single route can say. */
 interface SharedOptions {
   /** `'onSend'` commits before the answer leaves, `'onResponse'` after it has left. Default `'onSend'`. */
-  commitOn?: CommitOn
+  commitOn?: CommitOn | undefined
   /** Replaces the rule that a status of 400 or more rolls back. */
-  shouldCommit?: ShouldCommit
+  shouldCommit?: ShouldCommit | undefined
   /** Default: the server's, normally read committed. */
-  isolationLevel?: IsolationLevel
+  isolationLevel?: IsolationLevel | undefined
   /** Begins transactions READ ONLY. Default false. */
-  readOnly?: boolean | ((request: FastifyRequest) => boolean)
+  readOnly?: boolean | ((request: FastifyRequest) => boolean) | undefined
   /** DEFERRABLE: a serializable read-only transaction waits for a safe snapshot. Default false. */
-  deferrable?: boolean
+  deferrable?: boolean | undefined
   /** Longest time of one statement in milliseconds, set inside the transaction; false for the server's own. Default false. */
-  statementTimeoutMillis?: number | false
+  statementTimeoutMillis?: number | false | undefined
 }
 
 /** Options of `fastify.register(requestDb, options)`. */
 export interface RequestDbOptions extends SharedOptions {
   /** `postgres://user:password@host:port/database`. This or `connection` is needed. */
-  connectionString?: string
+  connectionString?: string | undefined
   /** Anything `pg.Client` takes. This or `connectionString` is needed; `{}` takes PGHOST, PGUSER and so on. */
-  connection?: ClientConfig
-  pool?: PoolOptions
+  connection?: ClientConfig | undefined
+  pool?: PoolOptions | undefined
   /** The name of `fastify.db`, `request.db` and `config.db`, of the pool in errors and logs. Default `'db'`. */
-  decorator?: string
+  decorator?: string | undefined
   /** Run-time parameters of the request's transaction, such as the tenant of row level security (`set_config(name, value, true)`). */
-  settings?: (request: FastifyRequest) => Record<string, SettingValue>
+  settings?: ((request: FastifyRequest) => Record<string, SettingValue>) | undefined
   /** Longest wait for the answer to COMMIT or ROLLBACK, in milliseconds. Default 2000. */
-  settleTimeoutMillis?: number
+  settleTimeoutMillis?: number | undefined
   /** Longest time a session may hold a connection, in milliseconds; false for no limit. Default false. */
-  maxSessionMillis?: number | false
+  maxSessionMillis?: number | false | undefined
   /** How long `fastify.close()` lets sessions finish, in milliseconds. Default 5000. */
-  closeGraceMillis?: number
+  closeGraceMillis?: number | undefined
   /** Kysely's plugins, such as `new CamelCasePlugin()`. */
-  plugins?: KyselyPlugin[]
+  plugins?: KyselyPlugin[] | undefined
 }
 
 /** Options of a route, under `config.db`. What is left out is the plugin's. */
 export interface RouteDbOptions extends SharedOptions {
   /** Sends statements without BEGIN and COMMIT, each its own. Default false. SQLAlchemy `AUTOCOMMIT`. */
-  autocommit?: boolean
+  autocommit?: boolean | undefined
 }
 
 /** Options of `fastify.db.session(options, fn)`. */
 export interface SessionOptions
   extends Pick<SharedOptions, 'isolationLevel' | 'deferrable' | 'statementTimeoutMillis'> {
-  readOnly?: boolean
-  autocommit?: boolean
-  settings?: Record<string, SettingValue>
+  readOnly?: boolean | undefined
+  autocommit?: boolean | undefined
+  settings?: Record<string, SettingValue> | undefined
   /** What the holder is called in `snapshot()`. Default `'session'`. */
-  name?: string
+  name?: string | undefined
 }
 
 /** The pool's options as they are in force, SQLAlchemy's `pool.status()` in numbers. */
@@ -98,13 +98,18 @@ export interface EffectivePoolOptions {
   readonly timeoutMillis: number
   readonly maxWaiting: number
   readonly recycleMillis: number
-  readonly prePing: Readonly<Required<PrePingOptions>> | false
+  readonly prePing: { readonly idleMillis: number; readonly timeoutMillis: number } | false
   readonly settleTimeoutMillis: number
   readonly closeGraceMillis: number
 }
 
 /** What one session does at BEGIN and COMMIT. */
-export interface EffectiveRouteOptions extends Required<Omit<RouteDbOptions, 'isolationLevel' | 'shouldCommit'>> {
+export interface EffectiveRouteOptions {
+  readonly commitOn: CommitOn
+  readonly readOnly: boolean | ((request: FastifyRequest) => boolean)
+  readonly deferrable: boolean
+  readonly autocommit: boolean
+  readonly statementTimeoutMillis: number | false
   readonly isolationLevel: IsolationLevel | undefined
   readonly shouldCommit: ShouldCommit | undefined
 }
@@ -162,7 +167,7 @@ const shared: Checks = {
   deferrable: boolean,
   statementTimeoutMillis: millisOrFalse,
 }
-const routeChecks: Checks = { ...shared, autocommit: boolean }
+export const routeChecks: Checks = { ...shared, autocommit: boolean }
 const sessionChecks: Checks = {
   isolationLevel: isolation,
   readOnly: boolean,
@@ -172,7 +177,7 @@ const sessionChecks: Checks = {
   settings: object,
   name: typed('a string', 'string'),
 }
-const poolChecks: Checks = {
+export const poolChecks: Checks = {
   size: whole(1),
   maxOverflow: whole(0),
   timeoutMillis: millis(0),
@@ -180,8 +185,8 @@ const poolChecks: Checks = {
   recycleMillis: millisOrFalse,
   prePing: objectOrFalse,
 }
-const pingChecks: Checks = { idleMillis: millis(0), timeoutMillis: millis(1) }
-const pluginChecks: Checks = {
+export const pingChecks: Checks = { idleMillis: millis(0), timeoutMillis: millis(1) }
+export const pluginChecks: Checks = {
   ...shared,
   connectionString: { expected: 'a connection string', test: (value) => typeof value === 'string' && value !== '' },
   connection: object,

@@ -169,6 +169,7 @@ export class Link implements Borrower, FlightListener {
 
   /** Nothing more will be sent: gives up waiting for a connection, refuses what waited with it. */
   leaveQueue(reason: RequestDbError): void {
+    this.#replayable = false
     if (this.#checkOut !== undefined) this.pool.cancel(this.#checkOut)
     if (this.#phase === 'boarding') this.refused(reason)
   }
@@ -368,14 +369,14 @@ export class Link implements Borrower, FlightListener {
       return
     }
     const lost = new ConnectionLost(name, { cause: death })
+    const unknown = new CommitUnknown(name, { cause: death })
+    const saidByServer = sqlStateOf(death) !== undefined
     for (const [index, step] of flight.steps.entries()) {
-      if (index !== finalAt) step.onSettle(lost, step)
-      else if (step.completed) step.onSettle(undefined, step)
-      else {
-        // The server answers in order: a goodbye before COMMIT's turn means that COMMIT was never run.
-        const never = !reached || (sqlStateOf(death) !== undefined && flight.at < finalAt)
-        step.onSettle(never ? lost : new CommitUnknown(name, { cause: death }), step)
-      }
+      // The server answers in order: a goodbye before a statement's turn means that it was never run.
+      const never = !reached || (saidByServer && flight.at < (finalAt === -1 ? index + 1 : index))
+      if (this.isTransactional && index !== finalAt) step.onSettle(lost, step)
+      else if (index === finalAt && step.completed) step.onSettle(undefined, step)
+      else step.onSettle(never ? lost : unknown, step)
     }
   }
 

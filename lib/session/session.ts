@@ -139,25 +139,17 @@ export class Session<DB> extends Kysely<DB> {
   }
 
   override withTables<T extends Tables>(): Session<DB & T> {
-    return this.#same()
+    return new Session<DB & T>(this.#unit, this.#executor)
   }
 
   /** Ends nothing: the pool is the app's, and the session ends with its request. */
   override async destroy(): Promise<void> {}
+}
 
-  #same<Other>(): Session<Other> {
-    return new Session<Other>(this.#unit, this.#executor)
-  }
-
-  static {
-    // Kysely 0.29's names for the same session under other types; 0.28 has none to override.
-    for (const name of ['$extendTables', '$omitTables', '$pickTables']) {
-      const value = function (this: Session<unknown>) {
-        return this.#same()
-      }
-      Object.defineProperty(Session.prototype, name, { value, configurable: true, writable: true })
-    }
-  }
+// Kysely 0.29's names for the same session under other types; 0.28 has none to override.
+for (const name of ['$extendTables', '$omitTables', '$pickTables']) {
+  const value = Session.prototype.withTables
+  Object.defineProperty(Session.prototype, name, { value, configurable: true, writable: true })
 }
 
 type Tables = Record<string, Record<string, unknown>>

@@ -1,6 +1,7 @@
 import type { FastifyBaseLogger } from 'fastify'
 import type pg from 'pg'
 import {
+  CommitUnknown,
   NestedConflict,
   type RequestDbError,
   SessionEnded,
@@ -323,6 +324,8 @@ export class UnitOfWork {
     const error = this.isAutocommit ? await this.#finish(kept) : await this.#sendCommit(kept)
     if (error !== undefined) {
       this.#link.pool.ledger.totals.failedCommits++
+      // Neither outcome is certain, so neither kind of callback is right.
+      if (error instanceof CommitUnknown) this.root.afterRollback = []
       await this.#rollback()
       throw error
     }
@@ -348,6 +351,7 @@ export class UnitOfWork {
       return undefined
     }
     const { failure } = this.#deferred
+    if (error instanceof CommitUnknown) return error
     if (failure !== undefined) return failure
     const { name } = pool.options
     if (error === undefined) return new TransactionAborted(name, 'a statement failed and the app went on without it')
