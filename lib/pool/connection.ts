@@ -20,7 +20,7 @@ interface Client extends Omit<pg.Client, 'pipeline' | 'connection' | 'ssl'> {
   readonly sslNegotiation: string
   readonly binary: boolean
   readonly _types: unknown
-  getTransactionStatus(): TransactionStatus
+  getTransactionStatus(): TransactionStatus | null
 }
 
 // How long the server may take to answer a goodbye before the socket is cut.
@@ -85,7 +85,8 @@ export class Connection {
 
   /** The server's word about the transaction, as of its last ReadyForQuery. */
   get status(): TransactionStatus {
-    return this.#client.getTransactionStatus()
+    // pg hands out a connection it has just opened before it notes the status that came with it.
+    return this.#client.getTransactionStatus() ?? 'I'
   }
 
   /** Everything sent has been answered. */

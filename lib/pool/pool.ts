@@ -1,67 +1,9 @@
 import { PoolClosed, PoolSaturated, PoolTimeout, type RequestDbError, sqlStateOf, Unavailable } from '../errors.ts'
 import type { EffectivePoolOptions } from '../options.ts'
 import { Connection } from './connection.ts'
-import { type Holding, Ledger, type Snapshot, type Who } from './ledger.ts'
-import { now, Queue, type Waiter } from './queue.ts'
-
-/** Who wants a connection. After `checkOut` exactly one of `granted` and `refused` is called, unless it cancels. */
-export interface Borrower {
-  readonly who: Who
-  granted(loan: Loan): void
-  refused(error: RequestDbError): void
-  /** The connection died in your hands. The loan is over. */
-  lost(death: Error): void
-  /** The pool closes and cannot wait for you any longer. */
-  evict(reason: RequestDbError): void
-}
-
-/** The loan of a connection, from check-out to check-in. */
-export class Loan {
-  readonly connection: Connection
-  readonly holding: Holding
-  readonly borrower: Borrower
-  readonly #pool: Pool
-  #over = false
-
-  constructor(pool: Pool, connection: Connection, borrower: Borrower, holding: Holding) {
-    this.#pool = pool
-    this.connection = connection
-    this.borrower = borrower
-    this.holding = holding
-  }
-
-  get over(): boolean {
-    return this.#over
-  }
-
-  /** Gives the connection back. Safe to call twice. Who looks at what state it is in is the pool. */
-  checkIn(): void {
-    if (this.#over) return
-    this.#over = true
-    this.#pool.checkIn(this)
-  }
-}
-
-/** A check-out under way: in the queue, opening a connection, or asking an idle one whether it is alive. */
-class CheckOut implements Waiter<Connection> {
-  readonly borrower: Borrower
-  readonly #pool: Pool
-  /** Nobody waits for its outcome any more: it was cancelled, or the borrower has been told. */
-  over = false
-
-  constructor(pool: Pool, borrower: Borrower) {
-    this.#pool = pool
-    this.borrower = borrower
-  }
-
-  granted(left: Connection | undefined): void {
-    this.#pool.slotGranted(this, left)
-  }
-
-  refused(why: 'timeout' | 'saturated' | 'closed'): void {
-    this.#pool.slotRefused(this, why)
-  }
-}
+import { Ledger, type Snapshot } from './ledger.ts'
+import { type Borrower, CheckOut, Loan, type SlotListener } from './loan.ts'
+import { now, Queue } from './queue.ts'
 
 /**
  * The connections of one process to one database. SQLAlchemy: Engine with QueuePool. The queue grants slots in order;
@@ -78,6 +20,19 @@ export class Pool {
   // How to give up each connection that is being opened, and the goodbyes that are not answered yet.
   readonly #connecting = new Set<() => void>()
   readonly #goodbyes = new Set<Promise<void>>()
+  readonly #slots: SlotListener = {
+    slotGranted: (checkOut, left) => {
+      if (left !== undefined) this.#deliver(checkOut, left)
+      else this.#obtain(checkOut)
+    },
+    slotRefused: (checkOut, why) => this.#refuse(checkOut, this.#refusal(why)),
+  }
+  readonly #checkIn = (loan: Loan): void => {
+    this.#loans.delete(loan.connection)
+    this.ledger.checkedIn(loan.holding)
+    this.#put(loan.connection)
+    if (this.#loans.size === 0) this.#onDrained?.()
+  }
   #closed = false
   #onDrained: (() => void) | undefined
 
@@ -92,7 +47,7 @@ export class Pool {
 
   /** Asks for a connection. The borrower may be called before this returns. What is returned is for `cancel`. */
   checkOut(borrower: Borrower): CheckOut {
-    const checkOut = new CheckOut(this, borrower)
+    const checkOut = new CheckOut(borrower, this.#slots)
     if (this.#closed) this.#refuse(checkOut, new PoolClosed(this.options.name))
     else this.#queue.enter(checkOut)
     if (!checkOut.over) this.ledger.waits(checkOut, borrower.who)
@@ -104,26 +59,6 @@ export class Pool {
     checkOut.over = true
     this.#queue.cancel(checkOut)
     this.ledger.waitsNoMore(checkOut)
-  }
-
-  /** For the queue. */
-  slotRefused(checkOut: CheckOut, why: 'timeout' | 'saturated' | 'closed'): void {
-    this.#refuse(checkOut, this.#refusal(why))
-  }
-
-  /** For the queue. */
-  slotGranted(checkOut: CheckOut, left: Connection | undefined): void {
-    if (left !== undefined) this.#deliver(checkOut, left)
-    else this.#obtain(checkOut)
-  }
-
-  /** For `Loan.checkIn`. Believes the server's transaction status, not anybody's notes. */
-  checkIn(loan: Loan): void {
-    const { connection } = loan
-    this.#loans.delete(connection)
-    this.ledger.checkedIn(loan.holding)
-    this.#put(connection)
-    if (this.#loans.size === 0) this.#onDrained?.()
   }
 
   /** Refuses everybody who waits and will have to wait; free connections are still given out. */
@@ -251,7 +186,8 @@ export class Pool {
     checkOut.over = true
     this.ledger.waitsNoMore(checkOut)
     const { borrower } = checkOut
-    const loan = new Loan(this, connection, borrower, this.ledger.checkedOut(borrower.who, connection.pid))
+    const holding = this.ledger.checkedOut(borrower.who, connection.pid)
+    const loan = new Loan(connection, borrower, holding, this.#checkIn)
     this.#loans.set(connection, loan)
     borrower.granted(loan)
   }
@@ -325,8 +261,6 @@ export class Pool {
     this.#onDrained = undefined
   }
 }
-
-export type { CheckOut }
 
 // Killed by an administrator or a timeout: that says nothing of the other connections. A silent socket does.
 function isSaidByServer(death: Error): boolean {

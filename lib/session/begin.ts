@@ -1,5 +1,5 @@
 import { InvalidOption } from '../errors.ts'
-import type { IsolationLevel, SettingValue } from '../options.ts'
+import type { EffectiveRouteOptions, IsolationLevel, SettingValue } from '../options.ts'
 import { Step } from '../pool/flight.ts'
 
 /** How a transaction begins. */
@@ -38,4 +38,13 @@ export function settingsStep(settings: Record<string, SettingValue>): Step | und
     .filter((_, index) => index % 2 === 0)
     .map((_, index) => `set_config($${2 * index + 1}, $${2 * index + 2}, true)`)
   return new Step({ text: `SELECT ${calls.join(', ')}`, values, flush: true, prefix: true }, () => {})
+}
+
+/** Settings that come from options rather than from the app. */
+export function routeSettings(route: EffectiveRouteOptions, isReadOnly: boolean): Record<string, SettingValue> {
+  return {
+    ...(route.statementTimeoutMillis !== false && { statement_timeout: route.statementTimeoutMillis }),
+    // Without BEGIN there is no BEGIN READ ONLY either.
+    ...(route.autocommit && isReadOnly && { transaction_read_only: 'on' }),
+  }
 }

@@ -1,6 +1,10 @@
 import { SettleFailed, sqlStateOf } from '../errors.ts'
 import { Step } from '../pool/flight.ts'
-import type { Scope } from './scope.ts'
+
+/** Where writes are kept: a scope. */
+interface Keeper {
+  kept: Step[]
+}
 
 /** Writes that are kept until something else is sent, and the first of them that failed. */
 export class DeferredWrites {
@@ -12,7 +16,7 @@ export class DeferredWrites {
     this.#pool = pool
   }
 
-  keep(scope: Scope, text: string, values: unknown[]): void {
+  keep(scope: Keeper, text: string, values: unknown[]): void {
     const what = `Deferred write ${++this.#count}`
     const onSettle = (error: unknown) => {
       if (error !== undefined) this.#failure ??= { what, error: error as Error }
@@ -21,7 +25,7 @@ export class DeferredWrites {
   }
 
   /** What `scope` has kept, to be sent now. */
-  take(scope: Scope): Step[] {
+  take(scope: Keeper): Step[] {
     const { kept } = scope
     if (kept.length > 0) scope.kept = []
     return kept

@@ -27,14 +27,14 @@ let portals = 0
 export class SessionConnection implements DatabaseConnection {
   readonly #unit: UnitOfWork
   readonly #begin: BeginOptions
-  readonly #begun: Scope[] = []
+  readonly #begun: Scope<UnitOfWork>[] = []
 
   constructor(unit: UnitOfWork, begin: BeginOptions) {
     this.#unit = unit
     this.#begin = begin
   }
 
-  get #scope(): Scope {
+  get #scope(): Scope<UnitOfWork> {
     return this.#begun[this.#begun.length - 1] ?? currentScope(this.#unit)
   }
 
@@ -92,7 +92,7 @@ export class SessionConnection implements DatabaseConnection {
   }
 
   async commit(): Promise<void> {
-    const scope = this.#begun[this.#begun.length - 1] as Scope
+    const scope = this.#begun[this.#begun.length - 1] as Scope<UnitOfWork>
     if (scope.kind === 'savepoint') await scope.unit.release(scope)
     else await scope.unit.owner.closeChild(scope.unit, 'commit')
     this.#begun.pop()

@@ -1,14 +1,9 @@
-import {
-  CommitUnknown,
-  ConnectionLost,
-  type RequestDbError,
-  SessionEnded,
-  sqlStateOf,
-  TransactionAborted,
-} from '../errors.ts'
+import { ConnectionLost, type RequestDbError, SessionEnded, TransactionAborted } from '../errors.ts'
 import { type Flight, type FlightListener, Step, type TransactionStatus } from '../pool/flight.ts'
 import type { Who } from '../pool/ledger.ts'
-import type { Borrower, CheckOut, Loan, Pool } from '../pool/pool.ts'
+import type { Borrower, CheckOut, Loan } from '../pool/loan.ts'
+import type { Pool } from '../pool/pool.ts'
+import { tellLanded, tellLost } from './outcome.ts'
 
 /** How transactions begin on a link, and who is told when it is cut. */
 export interface LinkOptions {
@@ -342,42 +337,29 @@ export class Link implements Borrower, FlightListener {
   // Flights
 
   flightLanded(flight: Flight, status: TransactionStatus): void {
-    const { error, steps } = flight
+    const { name } = this.pool.options
     if (this.#phase === 'departed') {
       // BEGIN itself was refused: there is no transaction, and nothing may pass as if there were.
       this.#phase = 'open'
-      this.doom = new TransactionAborted(this.pool.options.name, 'BEGIN failed', { cause: error })
+      this.doom = new TransactionAborted(name, 'BEGIN failed', { cause: flight.error })
       this.#refuseHeld()
     }
-    this.#landed(status, this.#final !== undefined && steps.includes(this.#final))
-    const at = error === undefined ? steps.length : Math.min(flight.at, steps.length - 1)
-    // Where the prefix failed, the statements behind it deserve its error, not the news that they were skipped.
-    const skipped = error && (steps[at]?.spec.prefix ? error : this.#skippedError(error))
-    for (const [index, step] of steps.entries()) {
-      step.onSettle(index < at ? step.rowError : index === at ? error : skipped, step)
-    }
+    this.#landed(status, this.#final !== undefined && flight.steps.includes(this.#final))
+    tellLanded(flight, name)
     this.#changed()
   }
 
   flightLost(flight: Flight, death: Error, reached: boolean): void {
-    const { name } = this.pool.options
-    const finalAt = this.#final === undefined ? -1 : flight.steps.indexOf(this.#final)
+    const hasFinal = this.#final !== undefined && flight.steps.includes(this.#final)
     const killedByUs = this.#loan?.connection.killed === true
-    if (this.#phase === 'departed' && this.#replayable && !killedByUs && finalAt === -1) {
+    if (this.#phase === 'departed' && this.#replayable && !killedByUs && !hasFinal) {
       this.#replaying = true
       this.#boarded = flight.steps.filter((step) => !step.spec.prefix)
       return
     }
-    const lost = new ConnectionLost(name, { cause: death })
-    const unknown = new CommitUnknown(name, { cause: death })
-    const saidByServer = sqlStateOf(death) !== undefined
-    for (const [index, step] of flight.steps.entries()) {
-      // The server answers in order: a goodbye before a statement's turn means that it was never run.
-      const never = !reached || (saidByServer && flight.at < (finalAt === -1 ? index + 1 : index))
-      if (this.isTransactional && index !== finalAt) step.onSettle(lost, step)
-      else if (index === finalAt && step.completed) step.onSettle(undefined, step)
-      else step.onSettle(never ? lost : unknown, step)
-    }
+    // What leaves a transaction open is undone with it; only what ends one, or needs none, can have been kept.
+    const isDecisive = (step: Step) => !this.isTransactional || (step === this.#final && step.spec.text === 'COMMIT')
+    tellLost(flight, death, reached, this.pool.options.name, isDecisive)
   }
 
   // Inside
@@ -431,10 +413,6 @@ export class Link implements Borrower, FlightListener {
 
   #refuseHeld(): void {
     for (const step of this.#held.splice(0).flat()) step.onSettle(this.doom, step)
-  }
-
-  #skippedError(cause: Error): RequestDbError {
-    return new TransactionAborted(this.pool.options.name, 'a statement sent together with this one failed', { cause })
   }
 
   #changed(): void {

@@ -1,19 +1,21 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
 import { NestedConflict } from '../errors.ts'
 import type { Step } from '../pool/flight.ts'
-import type { UnitOfWork } from './transaction.ts'
 
 /** What `afterCommit` and `afterRollback` take. */
 export type Callback = () => unknown
+
+type ScopeKind = 'session' | 'savepoint' | 'client'
 
 /**
  * A part of a session that begins and ends as one: the session itself, a savepoint in it, or the time its raw client is
  * lent out. Scopes are a stack: only the innermost may send statements, because a savepoint takes along whatever
  * reached the server after it.
  */
-export class Scope {
-  readonly unit: UnitOfWork
-  readonly kind: 'session' | 'savepoint' | 'client'
+export class Scope<Unit> {
+  /** The unit of work it belongs to. */
+  readonly unit: Unit
+  readonly kind: ScopeKind
   readonly name: string
   /** Driven by a callback whose awaits we can follow, or, false, by somebody who holds a handle. */
   readonly followed: boolean
@@ -23,7 +25,7 @@ export class Scope {
   afterCommit: Callback[] = []
   afterRollback: Callback[] = []
 
-  constructor(unit: UnitOfWork, kind: Scope['kind'], name: string, followed: boolean) {
+  constructor(unit: Unit, kind: ScopeKind, name: string, followed: boolean) {
     this.unit = unit
     this.kind = kind
     this.name = name
@@ -31,29 +33,29 @@ export class Scope {
   }
 }
 
-interface Turn {
-  readonly scope: Scope
+interface Turn<Unit> {
+  readonly scope: Scope<Unit>
   readonly go: () => void
   readonly refuse: (error: Error) => void
 }
 
 /** The stack of open scopes, and who waits for their turn. */
-export class Scopes {
-  readonly root: Scope
-  readonly #stack: Scope[]
+export class Scopes<Unit> {
+  readonly root: Scope<Unit>
+  readonly #stack: Scope<Unit>[]
   readonly #patienceMillis: number
-  readonly #turns = new Set<Turn>()
+  readonly #turns = new Set<Turn<Unit>>()
   #locked = false
   #named = 0
 
-  constructor(unit: UnitOfWork, patienceMillis: number) {
+  constructor(unit: Unit, patienceMillis: number) {
     this.root = new Scope(unit, 'session', '', true)
     this.#stack = [this.root]
     this.#patienceMillis = patienceMillis
   }
 
-  get top(): Scope {
-    return this.#stack[this.#stack.length - 1] as Scope
+  get top(): Scope<Unit> {
+    return this.#stack[this.#stack.length - 1] as Scope<Unit>
   }
 
   get locked(): boolean {
@@ -61,20 +63,20 @@ export class Scopes {
   }
 
   /** Undefined when `scope` may act now; otherwise a promise for its turn. @throws NESTED_CONFLICT */
-  turn(scope: Scope): Promise<void> | undefined {
+  turn(scope: Scope<Unit>): Promise<void> | undefined {
     this.#assertPossible(scope)
     if (this.top === scope && !this.#locked) return undefined
     return this.#waitFor(scope)
   }
 
-  push(kind: Scope['kind'], followed: boolean): Scope {
+  push(kind: ScopeKind, followed: boolean): Scope<Unit> {
     const scope = new Scope(this.root.unit, kind, `request_db_${++this.#named}`, followed)
     this.#stack.push(scope)
     return scope
   }
 
   /** Ends `scope` and whatever is still open in it. */
-  pop(scope: Scope): void {
+  pop(scope: Scope<Unit>): void {
     const at = this.#stack.indexOf(scope)
     if (at === -1) return
     for (const ended of this.#stack.splice(Math.max(1, at))) ended.open = false
@@ -104,14 +106,14 @@ export class Scopes {
   }
 
   /** @throws NESTED_CONFLICT when `scope` takes no statements any more, or never did. */
-  assertOpen(scope: Scope): void {
+  assertOpen(scope: Scope<Unit>): void {
     if (!scope.open) {
       throw new NestedConflict('This nested transaction has ended: await what it does inside its callback')
     }
     if (scope.kind === 'client') throw new NestedConflict('Inside withClient(fn) use the client it hands you')
   }
 
-  #assertPossible(scope: Scope): void {
+  #assertPossible(scope: Scope<Unit>): void {
     this.assertOpen(scope)
     const { top } = this
     if (top !== scope && !top.followed) {
@@ -119,7 +121,7 @@ export class Scopes {
     }
   }
 
-  #waitFor(scope: Scope): Promise<void> {
+  #waitFor(scope: Scope<Unit>): Promise<void> {
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
         turn.refuse(
@@ -130,7 +132,7 @@ export class Scopes {
         clearTimeout(timer)
         this.#turns.delete(turn)
       }
-      const turn: Turn = {
+      const turn: Turn<Unit> = {
         scope,
         go: () => {
           leave()
@@ -152,8 +154,8 @@ export class Scopes {
 }
 
 interface Nesting {
-  readonly unit: UnitOfWork
-  scope: Scope | undefined
+  readonly owner: object
+  scope: Scope<unknown> | undefined
   readonly outer: Nesting | undefined
 }
 
@@ -161,26 +163,26 @@ interface Nesting {
 const nestings = new AsyncLocalStorage<Nesting>()
 
 /** Runs `fn` so that everything in its chain of awaits belongs to the scope that `enter` will name. */
-export function nest<T>(unit: UnitOfWork, fn: () => T): T {
-  return nestings.run({ unit, scope: undefined, outer: nestings.getStore() }, fn)
+export function nest<T>(owner: object, fn: () => T): T {
+  return nestings.run({ owner, scope: undefined, outer: nestings.getStore() }, fn)
 }
 
-/** Names the scope of the innermost `nest` that has none yet. False outside of one. */
-export function enter(unit: UnitOfWork, scope: Scope): void {
+/** Names the scope of the innermost `nest`, if that has none yet. */
+export function enter(owner: object, scope: Scope<unknown>): void {
   const nesting = nestings.getStore()
-  if (nesting?.unit === unit && nesting.scope === undefined) nesting.scope = scope
+  if (nesting?.owner === owner && nesting.scope === undefined) nesting.scope = scope
 }
 
 /** Whether a `nest` waits for its scope: the callback style of a transaction. */
-export function isFollowed(unit: UnitOfWork): boolean {
+export function isFollowed(owner: object): boolean {
   const nesting = nestings.getStore()
-  return nesting?.unit === unit && nesting.scope === undefined
+  return nesting?.owner === owner && nesting.scope === undefined
 }
 
-/** The scope of `unit` that the running code belongs to. */
-export function currentScope(unit: UnitOfWork): Scope {
+/** The scope of `owner` that the running code belongs to. */
+export function currentScope<Unit extends { readonly root: Scope<Unit> }>(owner: Unit): Scope<Unit> {
   for (let nesting = nestings.getStore(); nesting !== undefined; nesting = nesting.outer) {
-    if (nesting.unit === unit && nesting.scope !== undefined) return nesting.scope
+    if (nesting.owner === owner && nesting.scope !== undefined) return nesting.scope as Scope<Unit>
   }
-  return unit.root
+  return owner.root
 }

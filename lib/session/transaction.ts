@@ -43,7 +43,7 @@ export class UnitOfWork {
   /** The session's unit: this one, or the one it is a child of. */
   readonly owner: UnitOfWork
   readonly #link: Link
-  readonly #scopes: Scopes
+  readonly #scopes: Scopes<UnitOfWork>
   readonly #deferred: DeferredWrites
   /** Units that live and end with this one: transactions and streams of an autocommit session. */
   readonly #children = new Set<UnitOfWork>()
@@ -65,7 +65,7 @@ export class UnitOfWork {
     this.#deferred = new DeferredWrites(pool.options.name)
   }
 
-  get root(): Scope {
+  get root(): Scope<UnitOfWork> {
     return this.#scopes.root
   }
 
@@ -90,14 +90,20 @@ export class UnitOfWork {
   // Statements
 
   /** Sends one statement of `scope` when it is its turn. */
-  async run(scope: Scope, text: string, values: unknown[]): Promise<Result> {
+  async run(scope: Scope<UnitOfWork>, text: string, values: unknown[]): Promise<Result> {
     for (let turn = this.#turn(scope); turn; turn = this.#turn(scope)) await turn
     const { result } = await this.#statement(scope, { text, values, describe: true })
     return result as Result
   }
 
   /** Opens a portal on a statement and reads its rows in chunks. Other statements of the session may go in between. */
-  async *read(scope: Scope, text: string, values: unknown[], portal: string, rows: number): AsyncGenerator<unknown[]> {
+  async *read(
+    scope: Scope<UnitOfWork>,
+    text: string,
+    values: unknown[],
+    portal: string,
+    rows: number,
+  ): AsyncGenerator<unknown[]> {
     for (let turn = this.#turn(scope); turn; turn = this.#turn(scope)) await turn
     let step = await this.#statement(scope, { text, values, describe: true, portal, rows })
     const result = step.result as Result
@@ -116,14 +122,14 @@ export class UnitOfWork {
   }
 
   /** Keeps a write until the next statement of `scope`, `flush` or the end. */
-  keep(scope: Scope, text: string, values: unknown[]): void {
+  keep(scope: Scope<UnitOfWork>, text: string, values: unknown[]): void {
     this.#assertUsable()
     this.#scopes.assertOpen(scope)
     this.#deferred.keep(scope, text, values)
   }
 
   /** Sends what `keep` has kept. @throws what the first of them failed with, as pg made it. */
-  async flush(scope: Scope): Promise<void> {
+  async flush(scope: Scope<UnitOfWork>): Promise<void> {
     for (let turn = this.#turn(scope); turn; turn = this.#turn(scope)) await turn
     const kept = this.#deferred.take(scope)
     if (kept.length === 0) return
@@ -136,7 +142,7 @@ export class UnitOfWork {
   }
 
   /** Begins the transaction without a statement. @throws NESTED_CONFLICT when one is open, or the session is autocommit. */
-  async begin(scope: Scope): Promise<void> {
+  async begin(scope: Scope<UnitOfWork>): Promise<void> {
     for (let turn = this.#turn(scope); turn; turn = this.#turn(scope)) await turn
     if (this.isAutocommit) {
       throw new NestedConflict('An autocommit session has no begin(): use transaction().execute(fn)')
@@ -150,7 +156,7 @@ export class UnitOfWork {
   // Savepoints
 
   /** Begins a savepoint in `parent`. */
-  async savepoint(parent: Scope, followed: boolean): Promise<Scope> {
+  async savepoint(parent: Scope<UnitOfWork>, followed: boolean): Promise<Scope<UnitOfWork>> {
     for (let turn = this.#turn(parent); turn; turn = this.#turn(parent)) await turn
     const scope = this.#scopes.push('savepoint', followed)
     enter(this.owner, scope)
@@ -164,7 +170,7 @@ export class UnitOfWork {
   }
 
   /** Ends a savepoint and keeps what was done in it. */
-  async release(scope: Scope): Promise<void> {
+  async release(scope: Scope<UnitOfWork>): Promise<void> {
     for (let turn = this.#turn(scope); turn; turn = this.#turn(scope)) await turn
     await this.#command(scope, `RELEASE SAVEPOINT ${scope.name}`)
     this.#scopes.pop(scope)
@@ -174,7 +180,7 @@ export class UnitOfWork {
   }
 
   /** Undoes a savepoint. Never throws: the error that led here is the one to report. */
-  async rollbackTo(scope: Scope): Promise<void> {
+  async rollbackTo(scope: Scope<UnitOfWork>): Promise<void> {
     scope.kept = []
     this.#deferred.forgive()
     try {
@@ -191,7 +197,7 @@ export class UnitOfWork {
   }
 
   /** Lends the raw client to `fn`; the session's own statements wait meanwhile. */
-  async withClient<T>(parent: Scope, fn: (client: pg.Client) => Promise<T>): Promise<T> {
+  async withClient<T>(parent: Scope<UnitOfWork>, fn: (client: pg.Client) => Promise<T>): Promise<T> {
     for (let turn = this.#turn(parent); turn; turn = this.#turn(parent)) await turn
     const scope = this.#scopes.push('client', true)
     this.#link.pin()
@@ -235,12 +241,12 @@ export class UnitOfWork {
   // The end
 
   /** Commits; the unit can be used again. */
-  commit(scope: Scope): Promise<void> {
+  commit(scope: Scope<UnitOfWork>): Promise<void> {
     return this.#endTransaction(scope, () => this.#commit())
   }
 
   /** Rolls back; the unit can be used again. */
-  rollback(scope: Scope): Promise<void> {
+  rollback(scope: Scope<UnitOfWork>): Promise<void> {
     return this.#endTransaction(scope, () => this.#rollback())
   }
 
@@ -291,7 +297,7 @@ export class UnitOfWork {
     return !hasWork && this.#deferred.error === undefined && root.afterCommit.length + root.afterRollback.length === 0
   }
 
-  async #endTransaction(scope: Scope, how: () => Promise<void>): Promise<void> {
+  async #endTransaction(scope: Scope<UnitOfWork>, how: () => Promise<void>): Promise<void> {
     if (scope !== this.root) {
       throw new NestedConflict('commit() and rollback() end the whole session: not inside a nested transaction')
     }
@@ -409,13 +415,13 @@ export class UnitOfWork {
    * Undefined when `scope` may act this very moment. Otherwise await it and ask again, since a sibling may have been
    * faster, and then act without another await in between.
    */
-  #turn(scope: Scope): Promise<void> | undefined {
+  #turn(scope: Scope<UnitOfWork>): Promise<void> | undefined {
     this.#assertUsable()
     return this.#scopes.turn(scope)
   }
 
   /** Sends a statement of the app, and what was kept before it, and waits for its answer. */
-  #statement(scope: Scope, spec: Step['spec'], result?: Result): Promise<Step> {
+  #statement(scope: Scope<UnitOfWork>, spec: Step['spec'], result?: Result): Promise<Step> {
     return new Promise((resolve, reject) => {
       const step = new Step(spec, (error) => (error === undefined ? resolve(step) : reject(error)))
       step.result = result
@@ -424,7 +430,7 @@ export class UnitOfWork {
   }
 
   /** Sends a command of ours in `scope`. */
-  #command(scope: Scope, text: string): Promise<void> {
+  #command(scope: Scope<UnitOfWork>, text: string): Promise<void> {
     return this.#link.posted((settle) => [...this.#deferred.take(scope), new Step({ text }, settle)])
   }
 }

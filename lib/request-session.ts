@@ -1,0 +1,226 @@
+import { validateHeaderName, validateHeaderValue } from 'node:http'
+import type { Socket } from 'node:net'
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import { SessionEnded } from './errors.ts'
+import type { EffectiveOptions, EffectiveRouteOptions } from './options.ts'
+import type { Who } from './pool/ledger.ts'
+import type { Pool } from './pool/pool.ts'
+import { beginStatement, isCommitCertain, routeSettings, settingsStep } from './session/begin.ts'
+import { makeSession, type Session } from './session/session.ts'
+import { UnitOfWork } from './session/transaction.ts'
+
+export const AFTER_ERROR =
+  'the request failed and was rolled back; an error handler that must write uses fastify.db.session(fn)'
+export const AFTER_ANSWER = 'the response has been sent'
+const CLIENT_GONE = 'the client has disconnected'
+
+/** The rule where `shouldCommit` says nothing else: an answer below 400 is a success. */
+export function isSuccess(_request: FastifyRequest, reply: FastifyReply): boolean {
+  return reply.statusCode < 400
+}
+
+// One `close` listener a socket, however many requests it carries: a socket can die with requests that no event tells of.
+const bySocket = new WeakMap<Socket, Set<RequestSession>>()
+
+function watchSocket(socket: Socket, session: RequestSession): Set<RequestSession> {
+  let watched = bySocket.get(socket)
+  if (watched === undefined) {
+    const fresh = new Set<RequestSession>()
+    socket.once('close', () => {
+      for (const one of [...fresh]) one.gone()
+    })
+    bySocket.set(socket, fresh)
+    watched = fresh
+  }
+  return watched.add(session)
+}
+
+/** What the plugin knows of a request. It lives on the request under symbols of its registration. */
+export interface RequestSlots {
+  readonly reply: symbol
+  readonly session: symbol
+  /** The kind of payload that the first onSend saw; none when there was no onSend. */
+  readonly payload: symbol
+  /** Why a session that is opened now is over already. */
+  readonly over: symbol
+  /** In a route's config: its options. It also marks a route whose last onSend hook is ours. */
+  readonly route: symbol
+}
+
+export type Slotted = Record<symbol, unknown>
+
+/** One request's session and its end. Every road leads to `unit.settle`. */
+export class RequestSession {
+  readonly unit: UnitOfWork
+  readonly session: Session<unknown>
+  readonly route: EffectiveRouteOptions
+  readonly #request: FastifyRequest
+  readonly #reply: FastifyReply
+  readonly #slots: RequestSlots
+  readonly #name: string
+  #watched: Set<RequestSession> | undefined
+  // How many errors have been handled, and after how many of them an answer began to wait for the settlement.
+  #errors = 0
+  #answersAfter = -1
+
+  constructor(
+    pool: Pool,
+    options: EffectiveOptions,
+    request: FastifyRequest,
+    reply: FastifyReply,
+    slots: RequestSlots,
+  ) {
+    this.#request = request
+    this.#reply = reply
+    this.#slots = slots
+    this.#name = pool.options.name
+    const { config, url } = request.routeOptions
+    this.route = ((config as unknown as Slotted)[slots.route] as EffectiveRouteOptions | undefined) ?? options.route
+    const { autocommit, isolationLevel, deferrable, readOnly } = this.route
+    const isReadOnly = typeof readOnly === 'function' ? readOnly(request) : readOnly
+    const begin = { isolationLevel, deferrable, readOnly: isReadOnly }
+    const who: Who = { method: request.method, route: url ?? '', requestId: request.id }
+    this.unit = new UnitOfWork(pool, {
+      who,
+      begin: autocommit ? undefined : beginStatement(begin),
+      settings: () => settingsStep({ ...routeSettings(this.route, isReadOnly), ...options.settings?.(request) }),
+      maxSessionMillis: options.maxSessionMillis,
+      isCommitCertain: isCommitCertain(begin),
+      log: request.log,
+      onFirstUse: () => this.#watch(),
+      onCut: () => this.#cutStream(),
+    })
+    this.session = makeSession(this.unit, begin, options.plugins)
+  }
+
+  get #payload(): unknown {
+    return (this.#request as unknown as Slotted)[this.#slots.payload]
+  }
+
+  /** onSend: settles, unless this is not the time. Undefined when there is nothing to wait for. */
+  send(payload: unknown): Promise<void> | undefined {
+    if (this.#errors > 0) return this.#answerAfter(this.fail())
+    if (this.route.commitOn !== 'onSend' || this.#payload === 'stream') return undefined
+    if (isWebResponse(payload)) this.#reply.code(payload.status)
+    return this.#answerAfter(isSendable(payload, this.#reply) ? this.#settle() : this.fail())
+  }
+
+  /** onError: rolls back, whatever was thrown. */
+  failed(): void {
+    this.#errors++
+    void this.fail()
+  }
+
+  fail(): Promise<void> | undefined {
+    // Where the settlement itself failed, that is the very error being handled.
+    return this.unit.settle('rollback', AFTER_ERROR)?.catch(() => {})
+  }
+
+  /**
+   * Lets one answer leave after the settlement. Fastify can have two under way, since an async handler that calls
+   * `reply.send(x)` without returning it makes a second, empty one while we wait; and an answer can be overtaken by an
+   * error, such as a handler timeout. The one too many never leaves: its hook does not call back.
+   */
+  #answerAfter(settlement: Promise<void> | undefined): Promise<void> | undefined {
+    if (settlement === undefined) return undefined
+    const errors = this.#errors
+    if (this.#answersAfter === errors) return new Promise(() => {})
+    this.#answersAfter = errors
+    return new Promise((resolve, reject) => {
+      settlement.then(
+        () => this.#errors === errors && resolve(),
+        (error: unknown) => this.#errors === errors && reject(error),
+      )
+    })
+  }
+
+  /** onResponse: ends what is left. Nobody can be told of a failure any more, so it is logged. */
+  respond(): Promise<void> | undefined {
+    if (this.unit.ended) return this.unit.settle('rollback', AFTER_ANSWER)?.catch(() => {})
+    const isHijacked = this.#payload === null
+    if (isHijacked && this.unit.state !== 'idle') {
+      this.#request.log.warn('request-db: a hijacked reply ended without request.db.commit(), so it was rolled back')
+    }
+    const settlement = isHijacked ? this.unit.settle('rollback', AFTER_ANSWER) : this.#settle()
+    return settlement?.catch((error: unknown) => {
+      this.#request.log.error({ err: error }, 'request-db: the transaction failed after the response was sent')
+    })
+  }
+
+  /** The response, or the socket under it, is closed. */
+  gone(): void {
+    this.#unwatch()
+    if (this.unit.ended) void this.unit.abandon(CLIENT_GONE)
+    // A 404 of a plugin in a child scope is answered in full without our onResponse.
+    else if (this.#reply.raw.writableFinished && this.#payload !== null) void this.respond()
+    else void this.unit.abandon(CLIENT_GONE)
+  }
+
+  #settle(): Promise<void> | undefined {
+    if (this.unit.ended) return this.unit.settle('commit', AFTER_ANSWER)
+    const { raw } = this.#reply
+    if (isGone(this.#request, this.#reply) && !raw.writableEnded) return this.unit.settle('rollback', CLIENT_GONE)
+    let commits: boolean
+    try {
+      commits = (this.route.shouldCommit ?? isSuccess)(this.#request, this.#reply)
+    } catch (error) {
+      return (this.unit.settle('rollback', AFTER_ERROR) ?? Promise.resolve()).then(() => Promise.reject(error))
+    }
+    return this.unit.settle(commits ? 'commit' : 'rollback', AFTER_ANSWER)
+  }
+
+  // Fastify calls no hook for many ways in which a client can leave, so we listen where it shows.
+  #watch(): void {
+    const { raw } = this.#reply
+    const { socket } = this.#request.raw
+    if (raw.writableEnded) throw new SessionEnded(this.#name, AFTER_ANSWER)
+    if (isGone(this.#request, this.#reply)) throw new SessionEnded(this.#name, CLIENT_GONE)
+    raw.once('close', this.#onClose)
+    raw.once('error', this.#onClose)
+    this.#watched = watchSocket(socket, this)
+  }
+
+  readonly #onClose = () => this.gone()
+
+  #unwatch(): void {
+    this.#watched?.delete(this)
+    this.#reply.raw.off('close', this.#onClose)
+    this.#reply.raw.off('error', this.#onClose)
+  }
+
+  #cutStream(): void {
+    const { raw } = this.#reply
+    if (raw.headersSent && !raw.writableEnded) raw.destroy()
+  }
+}
+
+function isGone(request: FastifyRequest, reply: FastifyReply): boolean {
+  return reply.raw.destroyed || request.raw.aborted || request.raw.socket.destroyed
+}
+
+function isWebResponse(payload: unknown): payload is Response {
+  return Object.prototype.toString.call(payload) === '[object Response]'
+}
+
+// Read when the body is written, which is after onSend: the session must still be there.
+export function isStream(payload: unknown): boolean {
+  if (typeof payload !== 'object' || payload === null) return false
+  if (isWebResponse(payload)) return payload.body !== null
+  return 'pipe' in payload || 'getReader' in payload
+}
+
+/** Whether Fastify can write the answer. It finds out after onSend, which would be after COMMIT. */
+function isSendable(payload: unknown, reply: FastifyReply): boolean {
+  const isBody = payload === undefined || payload === null || typeof payload === 'string' || Buffer.isBuffer(payload)
+  if (!isBody && !isStream(payload) && !isWebResponse(payload)) return false
+  try {
+    for (const [name, value] of Object.entries(reply.getHeaders())) {
+      validateHeaderName(name)
+      for (const one of [value].flat()) validateHeaderValue(name, String(one))
+    }
+    return true
+  } catch {
+    // Fastify will come to the same verdict and report it.
+    return false
+  }
+}

@@ -1,0 +1,44 @@
+import { CommitUnknown, ConnectionLost, sqlStateOf, TransactionAborted } from '../errors.ts'
+import type { Flight, Step } from '../pool/flight.ts'
+
+/** Tells the steps of a flight what the server answered: results, one refusal, and nothing for the rest. */
+export function tellLanded({ steps, error, at }: Flight, pool: string): void {
+  if (error === undefined) {
+    for (const step of steps) step.onSettle(step.rowError, step)
+    return
+  }
+  // Where a flight is a transaction of its own, what fails at its end comes after the last step.
+  const refused = Math.min(at, steps.length - 1)
+  // Where the prefix failed, the statements behind it deserve its error, not the news that they were skipped.
+  const why = 'a statement sent together with this one failed'
+  const skipped = steps[refused]?.spec.prefix ? error : new TransactionAborted(pool, why, { cause: error })
+  for (const [index, step] of steps.entries()) {
+    step.onSettle(index < refused ? step.rowError : index === refused ? error : skipped, step)
+  }
+}
+
+/**
+ * Tells the steps of a flight that the connection died. `reached` is false where the server surely did nothing of it;
+ * `isDecisive` picks the steps by which something may have been kept.
+ */
+export function tellLost(
+  { steps, at }: Flight,
+  death: Error,
+  reached: boolean,
+  pool: string,
+  isDecisive: (step: Step) => boolean,
+): void {
+  const lost = new ConnectionLost(pool, { cause: death })
+  const unknown = new CommitUnknown(pool, { cause: death })
+  for (const [index, step] of steps.entries()) {
+    if (!reached || !isDecisive(step)) step.onSettle(lost, step)
+    else if (step.spec.text === 'COMMIT') {
+      // The server answers in order: a goodbye before COMMIT's turn means that it was never run.
+      const never = sqlStateOf(death) !== undefined && at < index
+      step.onSettle(step.completed ? undefined : never ? lost : unknown, step)
+    } else {
+      // A transaction of its own ends behind its last answer; a goodbye before that answer has undone it.
+      step.onSettle(sqlStateOf(death) !== undefined && !step.completed ? lost : unknown, step)
+    }
+  }
+}
