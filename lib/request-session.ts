@@ -137,6 +137,8 @@ export class RequestSession {
   /** onResponse: ends what is left. Nobody can be told of a failure any more, so it is logged. */
   respond(): Promise<void> | undefined {
     if (this.unit.ended) return this.unit.settle('rollback', AFTER_ANSWER)?.catch(() => {})
+    // HTTP/2 and aborted injections come here too when the client has left before the answer.
+    if (!this.#reply.raw.writableEnded) return this.unit.settle('rollback', CLIENT_GONE)?.catch(() => {})
     const isHijacked = this.#payload === null
     if (isHijacked && this.unit.state !== 'idle') {
       this.#request.log.warn('request-db: a hijacked reply ended without request.db.commit(), so it was rolled back')
@@ -195,7 +197,9 @@ export class RequestSession {
 }
 
 function isGone(request: FastifyRequest, reply: FastifyReply): boolean {
-  return reply.raw.destroyed || request.raw.aborted || request.raw.socket.destroyed
+  // On HTTP/2 the response does not say that it is destroyed, but its stream does.
+  const { stream, destroyed } = reply.raw as { stream?: { destroyed: boolean }; destroyed: boolean }
+  return destroyed || stream?.destroyed === true || request.raw.aborted || request.raw.socket.destroyed
 }
 
 function isWebResponse(payload: unknown): payload is Response {

@@ -117,24 +117,20 @@ export class Pool {
 
   // A slot is ours; find a connection for it.
   #obtain(checkOut: CheckOut): void {
-    const { prePing } = this.options
-    for (;;) {
-      const connection = this.#idle.pop()
-      if (connection === undefined) {
-        this.#connect(checkOut)
-        return
-      }
-      if (connection.expired) {
-        this.ledger.totals.recycled++
-        this.#retire(connection)
-      } else if (prePing && now() - connection.idleSince > prePing.idleMillis) {
-        this.#ping(checkOut, connection, prePing.timeoutMillis)
-        return
-      } else {
-        this.#deliver(checkOut, connection)
-        return
-      }
+    const { prePing, name } = this.options
+    if (this.#closed) {
+      this.#queue.leave()
+      this.#refuse(checkOut, new PoolClosed(name))
+      return
     }
+    const connection = this.#idle.pop()
+    if (connection === undefined) this.#connect(checkOut)
+    else if (connection.expired) {
+      this.ledger.totals.recycled++
+      this.#retire(connection, () => this.#obtain(checkOut))
+    } else if (prePing && now() - connection.idleSince > prePing.idleMillis) {
+      this.#ping(checkOut, connection, prePing.timeoutMillis)
+    } else this.#deliver(checkOut, connection)
   }
 
   #ping(checkOut: CheckOut, connection: Connection, timeoutMillis: number): void {

@@ -172,7 +172,9 @@ export class UnitOfWork {
   /** Ends a savepoint and keeps what was done in it. */
   async release(scope: Scope<UnitOfWork>): Promise<void> {
     for (let turn = this.#turn(scope); turn; turn = this.#turn(scope)) await turn
-    await this.#command(scope, `RELEASE SAVEPOINT ${scope.name}`)
+    await this.#command(scope, `RELEASE SAVEPOINT ${scope.name}`).catch((error: unknown) => {
+      throw this.#deferred.failure ?? error
+    })
     this.#scopes.pop(scope)
     const parent = this.#scopes.top
     parent.afterCommit.push(...scope.afterCommit)
@@ -203,6 +205,7 @@ export class UnitOfWork {
     this.#link.pin()
     try {
       await this.#link.take(this.#deferred.take(parent))
+      if (this.#deferred.failure !== undefined) throw this.#deferred.failure
       return await this.#link.lend((client) =>
         nest(this.owner, () => {
           enter(this.owner, scope)
