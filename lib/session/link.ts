@@ -47,7 +47,7 @@ export class Link implements Borrower, FlightListener {
   #underWay = 0
   // Who needs the connection of a link without transactions between statements too.
   #pins = 0
-  #refusal: RequestDbError | undefined
+  #refusal: unknown
   // COMMIT or ROLLBACK, from its boarding to its answer.
   #final: Step | undefined
   #cancelling: Promise<void> | undefined
@@ -99,21 +99,12 @@ export class Link implements Borrower, FlightListener {
 
   // Sending
 
-  /** Sends the steps under one Sync, now or when it can be. Each is told its outcome. @throws what `settings` throws */
+  /** Sends the steps under one Sync, now or when it can be. Each is told its outcome, and nobody else. */
   post(steps: Step[], final?: Step): void {
-    if (this.doom !== undefined) {
-      for (const step of steps) step.onSettle(this.doom, step)
-      return
-    }
     this.#final ??= final
-    if (this.#phase === 'idle') {
-      this.#settings = this.options.settings()
-      this.#refusal = undefined
-      this.#phase = 'boarding'
-      this.#replayable = this.isTransactional
-      this.#boarded.push(...steps)
-      this.#ask()
-    } else if (this.#phase === 'boarding') this.#boarded.push(...steps)
+    if (this.doom !== undefined) for (const step of steps) step.onSettle(this.doom, step)
+    else if (this.#phase === 'idle') this.#board(steps)
+    else if (this.#phase === 'boarding') this.#boarded.push(...steps)
     else if (this.#phase === 'departed') this.#held.push(steps)
     else this.#sendAll(steps)
   }
@@ -139,11 +130,7 @@ export class Link implements Borrower, FlightListener {
     let final: Step | undefined
     const error = await new Promise<unknown>((resolve) => {
       final = new Step({ text }, resolve)
-      try {
-        this.post([...steps, final], final)
-      } catch (failed) {
-        resolve(failed)
-      }
+      this.post([...steps, final], final)
     })
     this.disarm()
     this.#final = undefined
@@ -302,7 +289,7 @@ export class Link implements Borrower, FlightListener {
     this.#send(this.#settings === undefined ? [first, ...steps] : [first, this.#settings, ...steps])
   }
 
-  refused(error: RequestDbError): void {
+  refused(error: unknown): void {
     this.#checkOut = undefined
     this.#phase = 'idle'
     this.#refusal = error
@@ -363,6 +350,21 @@ export class Link implements Borrower, FlightListener {
   }
 
   // Inside
+
+  #board(steps: Step[]): void {
+    this.#phase = 'boarding'
+    this.#boarded.push(...steps)
+    this.#replayable = this.isTransactional
+    this.#refusal = undefined
+    try {
+      this.#settings = this.options.settings()
+    } catch (error) {
+      // The app's own function has thrown. Deferred writes that were to leave now must hear of it too.
+      this.refused(error)
+      return
+    }
+    this.#ask()
+  }
 
   #ask(): void {
     const checkOut = this.pool.checkOut(this)
