@@ -62,6 +62,7 @@ export class RequestSession {
   // How many errors have been handled, and after how many of them an answer began to wait for the settlement.
   #errors = 0
   #answersAfter = -1
+  #isAnswering = false
 
   constructor(
     pool: Pool,
@@ -107,7 +108,8 @@ export class RequestSession {
 
   /** onError: rolls back, whatever was thrown. */
   failed(): void {
-    this.#errors++
+    // The first error wins: what our rollback makes the handler throw does not overtake the answer that waits for it.
+    if (this.#errors === 0 || !this.#isAnswering) this.#errors++
     void this.fail()
   }
 
@@ -126,10 +128,16 @@ export class RequestSession {
     const errors = this.#errors
     if (this.#answersAfter === errors) return new Promise(() => {})
     this.#answersAfter = errors
+    this.#isAnswering = true
     return new Promise((resolve, reject) => {
+      const unlessOvertaken = (leave: () => void) => {
+        if (this.#errors !== errors) return
+        this.#isAnswering = false
+        leave()
+      }
       settlement.then(
-        () => this.#errors === errors && resolve(),
-        (error: unknown) => this.#errors === errors && reject(error),
+        () => unlessOvertaken(resolve),
+        (error: unknown) => unlessOvertaken(() => reject(error)),
       )
     })
   }

@@ -3,7 +3,7 @@ import { type Flight, type FlightListener, Step, type TransactionStatus } from '
 import type { Who } from '../pool/ledger.ts'
 import type { Borrower, CheckOut, Loan } from '../pool/loan.ts'
 import type { Pool } from '../pool/pool.ts'
-import { tellLanded, tellLost } from './outcome.ts'
+import { endsTransaction, tellLanded, tellLost } from './outcome.ts'
 
 /** How transactions begin on a link, and who is told when it is cut. */
 export interface LinkOptions {
@@ -331,15 +331,14 @@ export class Link implements Borrower, FlightListener {
       this.doom = new TransactionAborted(name, 'BEGIN failed', { cause: flight.error })
       this.#refuseHeld()
     }
-    this.#landed(status, this.#final !== undefined && flight.steps.includes(this.#final))
+    this.#landed(this.inTransaction && flight.steps.some(endsTransaction) ? 'I' : status, this.#hasFinal(flight))
     tellLanded(flight, name)
     this.#changed()
   }
 
   flightLost(flight: Flight, death: Error, reached: boolean): void {
-    const hasFinal = this.#final !== undefined && flight.steps.includes(this.#final)
     const killedByUs = this.#loan?.connection.killed === true
-    if (this.#phase === 'departed' && this.#replayable && !killedByUs && !hasFinal) {
+    if (this.#phase === 'departed' && this.#replayable && !killedByUs && !this.#hasFinal(flight)) {
       this.#replaying = true
       this.#boarded = flight.steps.filter((step) => !step.spec.prefix)
       return
@@ -350,6 +349,10 @@ export class Link implements Borrower, FlightListener {
   }
 
   // Inside
+
+  #hasFinal(flight: Flight): boolean {
+    return this.#final !== undefined && flight.steps.includes(this.#final)
+  }
 
   #board(steps: Step[]): void {
     this.#phase = 'boarding'

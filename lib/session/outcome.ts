@@ -1,6 +1,13 @@
 import { CommitUnknown, ConnectionLost, sqlStateOf, TransactionAborted } from '../errors.ts'
 import type { Flight, Step } from '../pool/flight.ts'
 
+/** Whether a statement of the app has ended our transaction. After `COMMIT AND CHAIN` the server's status does not tell. */
+export function endsTransaction({ spec, result }: Step): boolean {
+  if (!spec.describe || !result) return false
+  const isSavepoint = /\bto\b/i.test(spec.text ?? '')
+  return result.command === 'COMMIT' || (result.command === 'ROLLBACK' && !isSavepoint)
+}
+
 /** Tells the steps of a flight what the server answered: results, one refusal, and nothing for the rest. */
 export function tellLanded({ steps, error, at }: Flight, pool: string): void {
   if (error === undefined) {

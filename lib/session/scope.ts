@@ -69,6 +69,12 @@ export class Scopes<Unit> {
     return this.#waitFor(scope)
   }
 
+  /** Where callbacks of `scope` go: the raw client's time is no transaction of its own. */
+  accountable(scope: Scope<Unit>): Scope<Unit> {
+    const at = this.#stack.indexOf(scope)
+    return scope.kind === 'client' && at > 0 ? this.accountable(this.#stack[at - 1] as Scope<Unit>) : scope
+  }
+
   push(kind: ScopeKind, followed: boolean): Scope<Unit> {
     const scope = new Scope(this.root.unit, kind, `request_db_${++this.#named}`, followed)
     this.#stack.push(scope)

@@ -104,12 +104,14 @@ export class Session<DB> extends Kysely<DB> {
    * that failed. Nobody waits for it, and what it throws is logged. Django: `on_commit`.
    */
   afterCommit(fn: Callback): void {
-    currentScope(this.#unit).afterCommit.push(fn)
+    const scope = currentScope(this.#unit)
+    scope.unit.callAfter(scope, 'afterCommit', fn)
   }
 
   /** Calls `fn` after the session was rolled back; dropped with the nested transaction it was registered in. */
   afterRollback(fn: Callback): void {
-    currentScope(this.#unit).afterRollback.push(fn)
+    const scope = currentScope(this.#unit)
+    scope.unit.callAfter(scope, 'afterRollback', fn)
   }
 
   /**

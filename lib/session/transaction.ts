@@ -218,6 +218,14 @@ export class UnitOfWork {
     }
   }
 
+  /** Notes what to call after the end of `scope`'s transaction. */
+  callAfter(scope: Scope<UnitOfWork>, end: 'afterCommit' | 'afterRollback', callback: Callback): void {
+    if (this.#ended !== undefined) throw this.#ended
+    const accountable = this.#scopes.accountable(scope)
+    this.#scopes.assertOpen(accountable)
+    accountable[end].push(callback)
+  }
+
   /** Has the server stop what runs now; its statement fails with 57014. */
   cancelRunning(): Promise<void> {
     return this.#link.cancel()
@@ -314,8 +322,11 @@ export class UnitOfWork {
   }
 
   async #settle(outcome: 'commit' | 'rollback'): Promise<void> {
-    // A commit() or rollback() by hand is under way, awaited or not: it comes first.
-    await this.#ending?.catch(() => {})
+    // A commit() or rollback() by hand is under way: it comes first, and as nobody awaits it, its failure is ours.
+    let failure: unknown
+    await this.#ending?.catch((error: unknown) => {
+      failure = error
+    })
     this.#scopes.lock()
     const children = [...this.#children]
     await Promise.all(children.map((child) => child.abandon('its session has ended')))
@@ -323,9 +334,10 @@ export class UnitOfWork {
     // Half of a nested transaction must not be kept, and its raw client cannot be taken away.
     if (open.kind === 'client') this.#link.kill('withClient(fn) was not awaited')
     const isUnfinished = open !== this.root || children.length > 0
-    if (outcome === 'commit' && !isUnfinished) return this.#commit()
+    if (isUnfinished) failure ??= new NestedConflict(UNAWAITED)
+    if (outcome === 'commit' && failure === undefined) return this.#commit()
     await this.#rollback()
-    if (outcome === 'commit') throw new NestedConflict(UNAWAITED)
+    if (outcome === 'commit') throw failure
   }
 
   async #commit(): Promise<void> {
