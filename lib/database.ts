@@ -84,7 +84,7 @@ export class Database<DB> {
         })
       }
       const who = { method: '', route: 'ping', requestId: '' }
-      this.#pool.checkOut({ who, granted, refused, lost: () => {}, evict: () => {} })
+      this.#pool.checkOut({ who, isEnding: false, granted, refused, lost: () => {}, evict: () => {} })
     })
   }
 

@@ -86,7 +86,7 @@ export class Lifecycle {
   onError = (request: FastifyRequest, _reply: FastifyReply, _error: unknown, done: Done): void => {
     const slots = request as unknown as Slotted
     slots[this.slots.over] ??= AFTER_ERROR
-    ;(slots[this.slots.session] as RequestSession | null)?.failed()
+    ;(slots[this.slots.session] as RequestSession | null)?.fail()
     done()
   }
 

@@ -59,10 +59,9 @@ export class RequestSession {
   readonly #slots: RequestSlots
   readonly #name: string
   #watched: Set<RequestSession> | undefined
-  // How many errors have been handled, and after how many of them an answer began to wait for the settlement.
-  #errors = 0
-  #answersAfter = -1
+  #isFailed = false
   #isAnswering = false
+  #isAnswered = false
 
   constructor(
     pool: Pool,
@@ -100,20 +99,19 @@ export class RequestSession {
 
   /** onSend: settles, unless this is not the time. Undefined when there is nothing to wait for. */
   send(payload: unknown): Promise<void> | undefined {
-    if (this.#errors > 0) return this.#answerAfter(this.fail())
-    if (this.route.commitOn !== 'onSend' || this.#payload === 'stream') return undefined
+    // The answer to an error does not wait: ROLLBACK needs no answer to be certain.
+    if (this.#isFailed || this.route.commitOn !== 'onSend' || this.#payload === 'stream') return undefined
     if (isWebResponse(payload)) this.#reply.code(payload.status)
-    return this.#answerAfter(isSendable(payload, this.#reply) ? this.#settle() : this.fail())
+    return this.#answerAfter(isSendable(payload, this.#reply) ? this.#settle() : this.#rollBack())
   }
 
   /** onError: rolls back, whatever was thrown. */
-  failed(): void {
-    // The first error wins: what our rollback makes the handler throw does not overtake the answer that waits for it.
-    if (this.#errors === 0 || !this.#isAnswering) this.#errors++
-    void this.fail()
+  fail(): void {
+    this.#isFailed = true
+    void this.#rollBack()
   }
 
-  fail(): Promise<void> | undefined {
+  #rollBack(): Promise<void> | undefined {
     // Where the settlement itself failed, that is the very error being handled.
     return this.unit.settle('rollback', AFTER_ERROR)?.catch(() => {})
   }
@@ -125,25 +123,24 @@ export class RequestSession {
    */
   #answerAfter(settlement: Promise<void> | undefined): Promise<void> | undefined {
     if (settlement === undefined) return undefined
-    const errors = this.#errors
-    if (this.#answersAfter === errors) return new Promise(() => {})
-    this.#answersAfter = errors
+    const isSecond = this.#isAnswering
     this.#isAnswering = true
     return new Promise((resolve, reject) => {
-      const unlessOvertaken = (leave: () => void) => {
-        if (this.#errors !== errors) return
+      const leave = (how: () => void) => {
+        if (isSecond || this.#isFailed) return
         this.#isAnswering = false
-        leave()
+        how()
       }
       settlement.then(
-        () => unlessOvertaken(resolve),
-        (error: unknown) => unlessOvertaken(() => reject(error)),
+        () => leave(resolve),
+        (error: unknown) => leave(() => reject(error)),
       )
     })
   }
 
   /** onResponse: ends what is left. Nobody can be told of a failure any more, so it is logged. */
   respond(): Promise<void> | undefined {
+    this.#isAnswered = this.#reply.raw.writableEnded
     if (this.unit.ended) return this.unit.settle('rollback', AFTER_ANSWER)?.catch(() => {})
     // HTTP/2 and aborted injections come here too when the client has left before the answer.
     if (!this.#reply.raw.writableEnded) return this.unit.settle('rollback', CLIENT_GONE)?.catch(() => {})
@@ -160,10 +157,9 @@ export class RequestSession {
   /** The response, or the socket under it, is closed. */
   gone(): void {
     this.#unwatch()
-    if (this.unit.ended) void this.unit.abandon(CLIENT_GONE)
-    // A 404 of a plugin in a child scope is answered in full without our onResponse.
-    else if (this.#reply.raw.writableFinished && this.#payload !== null) void this.respond()
-    else void this.unit.abandon(CLIENT_GONE)
+    // `close` follows every answer; and a 404 of a plugin in a child scope is answered in full without our onResponse.
+    if (!this.unit.ended && this.#reply.raw.writableFinished && this.#payload !== null) void this.respond()
+    if (!this.#isAnswered) void this.unit.abandon(CLIENT_GONE)
   }
 
   #settle(): Promise<void> | undefined {

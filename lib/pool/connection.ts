@@ -1,4 +1,5 @@
 import pg from 'pg'
+import { NestedConflict } from '../errors.ts'
 import { type CancelTarget, cancelOnServer } from './cancel.ts'
 import {
   Flight,
@@ -47,7 +48,7 @@ export class Connection {
   #sent: Flight[] = []
   readonly #target: FlightTarget
   // While lent out, ReadyForQuerys belong to the borrower's statements, up to the one that pg tells our flight of.
-  #lent: 'no' | 'lent' | 'returned' = 'no'
+  #lent: 'no' | 'lent' | 'returning' | 'returned' = 'no'
 
   /** Opens one. `done` is called exactly once, never before this returns; what is returned gives the attempt up. */
   static open(
@@ -141,7 +142,18 @@ export class Connection {
   lend(): pg.Client {
     this.#lent = 'lent'
     this.#client.pipeline = false
-    return this.#client as unknown as pg.Client
+    const isLent = () => this.#lent === 'lent'
+    // A borrower that keeps the client must not write between the statements of the connection's next user.
+    return new Proxy(this.#client as unknown as pg.Client, {
+      get(client, name) {
+        const value: unknown = Reflect.get(client, name, client)
+        if (typeof value !== 'function') return value
+        return (...args: unknown[]) => {
+          if (!isLent()) throw new NestedConflict('withClient(fn) is over: await what uses its client inside of fn')
+          return value.apply(client, args)
+        }
+      },
+    })
   }
 
   /** Ends `lend`, behind what the borrower left under way; then `done` with the server's status, if it is still there. */
@@ -150,6 +162,7 @@ export class Connection {
       flightLanded: (_: Flight, status: TransactionStatus) => done(status),
       flightLost: () => done(undefined),
     }
+    this.#lent = 'returning'
     const flight = this.send([], listener)
     if (flight)
       flight.onReady = () => {
@@ -180,7 +193,7 @@ export class Connection {
   }
 
   #ready(status: TransactionStatus): void {
-    if (this.#lent === 'lent') return
+    if (this.#lent === 'lent' || this.#lent === 'returning') return
     if (this.#lent === 'returned') {
       this.#lent = 'no'
       this.#client.pipeline = true

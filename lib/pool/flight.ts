@@ -10,7 +10,6 @@ export interface Wire {
   close(message: { type: 'P'; name: string }): void
   flush(): void
   sync(): void
-  sendCopyFail(reason: string): void
   on(event: 'readyForQuery', listener: (message: { status: TransactionStatus }) => void): void
 }
 
@@ -162,8 +161,9 @@ export class Flight extends Query {
     this.#next()
   }
 
-  handleCopyInResponse(connection: Wire): void {
-    connection.sendCopyFail('COPY FROM STDIN needs the raw client: use withClient(fn)')
+  /** The server now takes rows for commands and ignores our Sync: there is no way back to an orderly connection. */
+  handleCopyInResponse(): void {
+    this.#onFatal(new Error('COPY FROM STDIN needs the raw client: use withClient(fn)'))
   }
 
   handleCopyData(): void {}

@@ -6,6 +6,8 @@ import type { Waiter } from './queue.ts'
 /** Who wants a connection. After `checkOut` exactly one of `granted` and `refused` is called, unless it cancels. */
 export interface Borrower {
   readonly who: Who
+  /** It needs the connection to COMMIT what may have been acknowledged: it is served while the pool closes. */
+  readonly isEnding: boolean
   granted(loan: Loan): void
   refused(error: RequestDbError): void
   /** The connection died in your hands. The loan is over. */

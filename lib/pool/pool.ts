@@ -18,7 +18,7 @@ export class Pool {
   readonly #idle: Connection[] = []
   readonly #loans = new Map<Connection, Loan>()
   // How to give up each connection that is being opened, and the goodbyes that are not answered yet.
-  readonly #connecting = new Set<() => void>()
+  readonly #connecting = new Map<CheckOut, () => void>()
   readonly #goodbyes = new Set<Promise<void>>()
   readonly #slots: SlotListener = {
     slotGranted: (checkOut, left) => {
@@ -31,9 +31,8 @@ export class Pool {
     this.#loans.delete(loan.connection)
     this.ledger.checkedIn(loan.holding)
     this.#put(loan.connection)
-    if (this.#loans.size === 0) this.#onDrained?.()
   }
-  #closed = false
+  #state: 'open' | 'closing' | 'closed' = 'open'
   #onDrained: (() => void) | undefined
 
   constructor(options: EffectivePoolOptions) {
@@ -48,7 +47,7 @@ export class Pool {
   /** Asks for a connection. The borrower may be called before this returns. What is returned is for `cancel`. */
   checkOut(borrower: Borrower): CheckOut {
     const checkOut = new CheckOut(borrower, this.#slots)
-    if (this.#closed) this.#refuse(checkOut, new PoolClosed(this.options.name))
+    if (this.#isOver(borrower)) this.#refuse(checkOut, new PoolClosed(this.options.name))
     else this.#queue.enter(checkOut)
     if (!checkOut.over) this.ledger.waits(checkOut, borrower.who)
     return checkOut
@@ -63,16 +62,19 @@ export class Pool {
 
   /** Refuses everybody who waits and will have to wait; free connections are still given out. */
   refuseWaiters(): void {
-    this.#queue.close()
+    this.#queue.close((waiter) => (waiter as CheckOut).borrower.isEnding)
   }
 
   /** Ends the pool: sessions get `closeGraceMillis`, then they are evicted. Nothing is left open. */
   async close(): Promise<void> {
-    if (this.#closed) return
-    this.#closed = true
-    this.#queue.close()
-    for (const abort of this.#connecting) abort()
+    if (this.#state !== 'open') return
+    this.#state = 'closing'
+    this.refuseWaiters()
+    this.#giveUpConnecting()
     await this.#drained(this.options.closeGraceMillis)
+    this.#state = 'closed'
+    this.#queue.close()
+    this.#giveUpConnecting()
     for (const { borrower } of [...this.#loans.values()]) borrower.evict(new PoolClosed(this.options.name))
     // What is evicted has its own deadline for ROLLBACK, after which its connection is killed.
     await this.#drained(2 * this.options.settleTimeoutMillis)
@@ -102,6 +104,14 @@ export class Pool {
     }
   }
 
+  #giveUpConnecting(): void {
+    for (const [{ borrower }, abort] of [...this.#connecting]) if (this.#isOver(borrower)) abort()
+  }
+
+  #isOver(borrower: Borrower): boolean {
+    return this.#state === 'closed' || (this.#state === 'closing' && !borrower.isEnding)
+  }
+
   #refusal(why: 'timeout' | 'saturated' | 'closed'): RequestDbError {
     const { name, size, maxOverflow, timeoutMillis } = this.options
     if (why === 'closed') return new PoolClosed(name)
@@ -118,8 +128,8 @@ export class Pool {
   // A slot is ours; find a connection for it.
   #obtain(checkOut: CheckOut): void {
     const { prePing, name } = this.options
-    if (this.#closed) {
-      this.#queue.leave()
+    if (this.#isOver(checkOut.borrower)) {
+      this.#leave()
       this.#refuse(checkOut, new PoolClosed(name))
       return
     }
@@ -150,7 +160,7 @@ export class Pool {
     const connectionTimeoutMillis = connection.connectionTimeoutMillis || timeoutMillis || 10_000
     const expiresAt = now() + recycleMillis * (0.9 + Math.random() * 0.2)
     const abort = Connection.open({ ...connection, connectionTimeoutMillis }, expiresAt, (error, opened) => {
-      this.#connecting.delete(abort)
+      this.#connecting.delete(checkOut)
       if (opened !== undefined) {
         this.ledger.totals.opened++
         this.#open.add(opened)
@@ -159,11 +169,14 @@ export class Pool {
         return
       }
       this.ledger.totals.failedConnects++
-      this.#queue.leave()
+      this.#leave()
       const { name } = this.options
-      this.#refuse(checkOut, this.#closed ? new PoolClosed(name) : new Unavailable(name, { cause: withText(error) }))
+      this.#refuse(
+        checkOut,
+        this.#isOver(checkOut.borrower) ? new PoolClosed(name) : new Unavailable(name, { cause: withText(error) }),
+      )
     })
-    this.#connecting.add(abort)
+    this.#connecting.set(checkOut, abort)
   }
 
   #refuse(checkOut: CheckOut, error: RequestDbError): void {
@@ -174,7 +187,7 @@ export class Pool {
   }
 
   #deliver(checkOut: CheckOut, connection: Connection): void {
-    if (checkOut.over || this.#closed) {
+    if (checkOut.over || this.#isOver(checkOut.borrower)) {
       this.#put(connection)
       this.#refuse(checkOut, new PoolClosed(this.options.name))
       return
@@ -195,19 +208,19 @@ export class Pool {
     if (connection.death !== undefined) {
       totals.invalidated++
       this.#open.delete(connection)
-      this.#queue.leave()
-    } else if (this.#closed || connection.expired) {
-      totals[this.#closed ? 'closed' : 'recycled']++
-      this.#retire(connection, () => this.#queue.leave())
+      this.#leave()
+    } else if (connection.expired) {
+      totals.recycled++
+      this.#retire(connection, () => this.#leave())
     } else if (this.#queue.pass(connection)) {
       // It is the next one's, and no ping is needed: it has just answered.
-    } else if (this.#open.size > this.options.size) {
+    } else if (this.#open.size > this.options.size || this.#state !== 'open') {
       totals.closed++
-      this.#retire(connection, () => this.#queue.leave())
+      this.#retire(connection, () => this.#leave())
     } else {
       connection.idleSince = now()
       this.#idle.push(connection)
-      this.#queue.leave()
+      this.#leave()
     }
   }
 
@@ -219,6 +232,11 @@ export class Pool {
       done()
     })
     this.#goodbyes.add(goodbye)
+  }
+
+  #leave(): void {
+    this.#queue.leave()
+    if (this.#queue.taken === 0) this.#onDrained?.()
   }
 
   #died(connection: Connection, death: Error): void {
@@ -245,8 +263,9 @@ export class Pool {
     for (const connection of this.#loans.keys()) connection.expiresAt = 0
   }
 
+  /** Resolves when no slot is taken any more: nobody holds a connection, waits for one or has one opened. */
   async #drained(withinMillis: number): Promise<void> {
-    if (this.#loans.size === 0) return
+    if (this.#queue.taken === 0) return
     await new Promise<void>((resolve) => {
       const timer = setTimeout(resolve, withinMillis)
       this.#onDrained = () => {

@@ -27,7 +27,7 @@ export class Queue<T> {
   readonly #placeOf = new Map<Waiter<T>, Place<T>>()
   #taken = 0
   #timer: NodeJS.Timeout | undefined
-  #closed = false
+  #isSpared: ((waiter: Waiter<T>) => boolean) | undefined
 
   constructor(options: { capacity: number; timeoutMillis: number; maxWaiting: number }) {
     this.#capacity = options.capacity
@@ -49,7 +49,7 @@ export class Queue<T> {
     if (this.#places.size === 0 && this.#taken < this.#capacity) {
       this.#taken++
       waiter.granted(undefined)
-    } else if (this.#closed) waiter.refused('closed', 0)
+    } else if (this.#isSpared?.(waiter) === false) waiter.refused('closed', 0)
     else if (this.#timeoutMillis === 0) waiter.refused('timeout', 0)
     else if (this.#places.size >= this.#maxWaiting) waiter.refused('saturated', 0)
     else {
@@ -88,10 +88,10 @@ export class Queue<T> {
     place.waiter.granted(undefined)
   }
 
-  /** Refuses everybody who waits, and from now on everybody who would have to. */
-  close(): void {
-    this.#closed = true
-    for (const place of [...this.#places]) this.#refuse(place, 'closed')
+  /** Refuses everybody who waits, and from now on everybody who would have to, but for those `isSpared` spares. */
+  close(isSpared: (waiter: Waiter<T>) => boolean = () => false): void {
+    this.#isSpared = isSpared
+    for (const place of [...this.#places]) if (!isSpared(place.waiter)) this.#refuse(place, 'closed')
   }
 
   #head(): Place<T> | undefined {

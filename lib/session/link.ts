@@ -92,7 +92,7 @@ export class Link implements Borrower, FlightListener {
     return this.#underWay === 0 && this.#phase !== 'boarding' && this.#phase !== 'departed'
   }
 
-  /** COMMIT or ROLLBACK is boarded or sent. */
+  /** COMMIT or ROLLBACK is boarded or sent: a connection it waits for is not refused while the pool closes. */
   get isEnding(): boolean {
     return this.#final !== undefined
   }
@@ -240,13 +240,14 @@ export class Link implements Borrower, FlightListener {
     this.#underWay++
     loan.holding.busy(1, '(raw client)')
     try {
-      return await fn(loan.connection.lend())
-    } finally {
-      if (this.#loan === loan) await this.#takeBack(loan)
+      return await fn(loan.connection.lend()).finally(() => this.#takeBack(loan))
+    } catch (error) {
+      throw this.#loan === loan ? error : new ConnectionLost(this.pool.options.name, { cause: error })
     }
   }
 
   async #takeBack(loan: Loan): Promise<void> {
+    if (this.#loan !== loan) return
     this.arm('the raw client')
     await new Promise<void>((resolve) => {
       loan.connection.takeBack((status) => {

@@ -332,7 +332,10 @@ export class UnitOfWork {
     await Promise.all(children.map((child) => child.abandon('its session has ended')))
     const open = this.#scopes.top
     // Half of a nested transaction must not be kept, and its raw client cannot be taken away.
-    if (open.kind === 'client') this.#link.kill('withClient(fn) was not awaited')
+    if (open.kind === 'client') {
+      await this.#link.cancel()
+      this.#link.kill('The session ended while its raw client was lent out')
+    }
     const isUnfinished = open !== this.root || children.length > 0
     if (isUnfinished) failure ??= new NestedConflict(UNAWAITED)
     if (outcome === 'commit' && failure === undefined) return this.#commit()
