@@ -154,7 +154,7 @@ for (const name of ['$extendTables', '$omitTables', '$pickTables']) {
   Object.defineProperty(Session.prototype, name, { value, configurable: true, writable: true })
 }
 
-type Tables = Record<string, Record<string, unknown>>
+type Tables = Record<string, object>
 
 interface NestedSettings {
   readonly isolationLevel?: KyselyIsolationLevel

@@ -1,0 +1,39 @@
+import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
+import requestDb, { type PoolOptions } from 'fastify-request-db'
+import { loadData } from './data.ts'
+import type { Mailer } from './mailer.ts'
+import { airportRoutes } from './routes/airports.ts'
+import { exportRoute } from './routes/export.ts'
+import { answerFailure } from './routes/failures.ts'
+import { tripRoutes } from './routes/trips.ts'
+import { createTables } from './tables.ts'
+
+export interface AppOptions {
+  connectionString: string
+  mailer: Mailer
+  pool?: PoolOptions
+  logger?: FastifyServerOptions['logger']
+}
+
+/** The app, ready to listen or to be injected into. Its first start makes the tables and loads the airports. */
+export function buildApp({ connectionString, mailer, pool = {}, logger = false }: AppOptions): FastifyInstance {
+  const app = Fastify({
+    logger,
+    // A first start on a slow machine takes its time.
+    pluginTimeout: 60_000,
+    // What is misspelt or of the wrong type is refused, rather than dropped or bent.
+    ajv: { customOptions: { removeAdditional: false } },
+  })
+  app.setErrorHandler(answerFailure)
+  app.register(requestDb, { connectionString, pool })
+  app.register(airportRoutes)
+  app.register(tripRoutes, { mailer })
+  app.register(exportRoute)
+  app.addHook('onReady', () =>
+    app.db.session(async (session) => {
+      await createTables(session)
+      await loadData(session)
+    }),
+  )
+  return app
+}
