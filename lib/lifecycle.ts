@@ -83,10 +83,10 @@ export class Lifecycle {
   }
 
   /** Only begins the rollback: while Fastify waits for an onError hook, any further `reply.send` ends the process. */
-  onError = (request: FastifyRequest, _reply: FastifyReply, _error: unknown, done: Done): void => {
+  onError = (request: FastifyRequest, _reply: FastifyReply, error: unknown, done: Done): void => {
     const slots = request as unknown as Slotted
     slots[this.slots.over] ??= AFTER_ERROR
-    ;(slots[this.slots.session] as RequestSession | null)?.fail()
+    ;(slots[this.slots.session] as RequestSession | null)?.fail(error)
     done()
   }
 

@@ -59,8 +59,13 @@ export class RequestSession {
   readonly #slots: RequestSlots
   readonly #name: string
   #watched: Set<RequestSession> | undefined
+  #isUsed = false
   #isFailed = false
+  // The one error after which the handler still runs, and may answer before a slow error handler does.
+  #isTimedOut = false
   #isAnswering = false
+  // An answer has passed our hook. In the 404 of `reply.callNotFound()` it passes twice.
+  #hasLeft = false
   #isAnswered = false
 
   constructor(
@@ -99,16 +104,23 @@ export class RequestSession {
 
   /** onSend: settles, unless this is not the time. Undefined when there is nothing to wait for. */
   send(payload: unknown): Promise<void> | undefined {
+    if (this.#isTimedOut && this.#isUsed && this.#reply.statusCode < 400) return Promise.reject(this.#timeoutError())
     // The answer to an error does not wait: ROLLBACK needs no answer to be certain.
-    if (this.#isFailed || this.route.commitOn !== 'onSend' || this.#payload === 'stream') return undefined
+    if (this.#isFailed || this.#hasLeft || this.route.commitOn !== 'onSend' || this.#payload === 'stream')
+      return undefined
     if (isWebResponse(payload)) this.#reply.code(payload.status)
     return this.#answerAfter(isSendable(payload, this.#reply) ? this.#settle() : this.#rollBack())
   }
 
   /** onError: rolls back, whatever was thrown. */
-  fail(): void {
+  fail(error: unknown): void {
     this.#isFailed = true
+    this.#isTimedOut ||= (error as { code?: unknown } | null)?.code === 'FST_ERR_HANDLER_TIMEOUT'
     void this.#rollBack()
+  }
+
+  #timeoutError(): Error {
+    return new SessionEnded(this.#name, 'the handler timed out and was rolled back, so its answer is not sent')
   }
 
   #rollBack(): Promise<void> | undefined {
@@ -129,6 +141,7 @@ export class RequestSession {
       const leave = (how: () => void) => {
         if (isSecond || this.#isFailed) return
         this.#isAnswering = false
+        this.#hasLeft = true
         how()
       }
       settlement.then(
@@ -181,6 +194,7 @@ export class RequestSession {
     const { socket } = this.#request.raw
     if (raw.writableEnded) throw new SessionEnded(this.#name, AFTER_ANSWER)
     if (isGone(this.#request, this.#reply)) throw new SessionEnded(this.#name, CLIENT_GONE)
+    this.#isUsed = true
     raw.once('close', this.#onClose)
     raw.once('error', this.#onClose)
     this.#watched = watchSocket(socket, this)

@@ -17,7 +17,7 @@ export class Pool {
   // The last one used is taken first: it needs no ping, and the others may grow old enough to be replaced.
   readonly #idle: Connection[] = []
   readonly #loans = new Map<Connection, Loan>()
-  // How to give up each connection that is being opened, and the goodbyes that are not answered yet.
+  // How to give up each connection that is being opened or pinged, and the goodbyes that are not answered yet.
   readonly #connecting = new Map<CheckOut, () => void>()
   readonly #goodbyes = new Set<Promise<void>>()
   readonly #slots: SlotListener = {
@@ -144,7 +144,9 @@ export class Pool {
   }
 
   #ping(checkOut: CheckOut, connection: Connection, timeoutMillis: number): void {
+    this.#connecting.set(checkOut, () => connection.kill(new Error('The pool was closed during a ping')))
     connection.ping(timeoutMillis, (alive) => {
+      this.#connecting.delete(checkOut)
       if (alive) {
         this.#deliver(checkOut, connection)
         return
