@@ -64,7 +64,7 @@ function markRoute(route: RouteOptions, { slots, onSendLast }: Lifecycle, option
   route.onSend = [...[route.onSend ?? []].flat(), onSendLast] as NonNullable<RouteOptions['onSend']>
 }
 
-const plugin: FastifyPluginAsync<RequestDbOptions> = fp(requestDb, { fastify: '5.x', name: 'fastify-request-db' })
+const plugin: FastifyPluginAsync<RequestDbOptions> = fp(requestDb, { fastify: '^5.12.0', name: 'fastify-request-db' })
 
 export type { Database } from './database.ts'
 export type { RequestDbError } from './errors.ts'
