@@ -66,6 +66,7 @@ export class RequestSession {
   #isAnswering = false
   // An answer has passed our hook. In the 404 of `reply.callNotFound()` it passes twice.
   #hasLeft = false
+  #isFinished = false
   #isAnswered = false
 
   constructor(
@@ -170,8 +171,10 @@ export class RequestSession {
   /** The response, or the socket under it, is closed. */
   gone(): void {
     this.#unwatch()
-    // `close` follows every answer; and a 404 of a plugin in a child scope is answered in full without our onResponse.
-    if (!this.unit.ended && this.#reply.raw.writableFinished && this.#payload !== null) void this.respond()
+    // `close` follows every answer. It can come before our onResponse, behind a slow hook of the app; and a 404 of a
+    // plugin in a child scope has none. HTTP/2 says `finish` of a reset too, and injections never set writableFinished.
+    const isAnswered = this.#isFinished && this.#reply.raw.writableEnded && this.#payload !== null
+    if (!this.unit.ended && isAnswered) void this.respond()
     if (!this.#isAnswered) void this.unit.abandon(CLIENT_GONE)
   }
 
@@ -195,15 +198,20 @@ export class RequestSession {
     if (raw.writableEnded) throw new SessionEnded(this.#name, AFTER_ANSWER)
     if (isGone(this.#request, this.#reply)) throw new SessionEnded(this.#name, CLIENT_GONE)
     this.#isUsed = true
+    raw.once('finish', this.#onFinish)
     raw.once('close', this.#onClose)
     raw.once('error', this.#onClose)
     this.#watched = watchSocket(socket, this)
   }
 
   readonly #onClose = () => this.gone()
+  readonly #onFinish = () => {
+    this.#isFinished = true
+  }
 
   #unwatch(): void {
     this.#watched?.delete(this)
+    this.#reply.raw.off('finish', this.#onFinish)
     this.#reply.raw.off('close', this.#onClose)
     this.#reply.raw.off('error', this.#onClose)
   }

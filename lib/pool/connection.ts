@@ -24,6 +24,8 @@ interface Client extends Omit<pg.Client, 'pipeline' | 'connection' | 'ssl'> {
   getTransactionStatus(): TransactionStatus | null
 }
 
+const ignore = () => {}
+
 // How long the server may take to answer a goodbye before the socket is cut.
 const GOODBYE_MILLIS = 500
 
@@ -56,20 +58,27 @@ export class Connection {
     expiresAt: number,
     done: (error: Error | undefined, connection?: Connection) => void,
   ): () => void {
-    const client = new pg.Client(config) as unknown as Client
-    // While connecting pg reports through the callback alone, but a socket can fail twice.
-    const ignore = () => {}
-    client.on('error', ignore)
-    client.connect((error: Error | null) => {
-      if (error) {
+    let client: Client
+    try {
+      client = new pg.Client(config) as unknown as Client
+      // While connecting pg reports through the callback alone, but a socket can fail twice, and before that too.
+      client.on('error', ignore)
+      client.connection.stream.on('error', ignore)
+      client.connect((error: Error | null) => {
+        if (error === null || error === undefined) {
+          const connection = new Connection(client, config, expiresAt)
+          client.off('error', ignore)
+          done(undefined, connection)
+          return
+        }
         client.connection.stream.destroy()
         done(error)
-        return
-      }
-      const connection = new Connection(client, config, expiresAt)
-      client.off('error', ignore)
-      done(undefined, connection)
-    })
+      })
+    } catch (error) {
+      // A certificate that cannot be read just now, a port that is none: pg throws instead of calling back.
+      setImmediate(done, error as Error)
+      return () => {}
+    }
     return () => client.connection.stream.destroy()
   }
 
@@ -132,7 +141,12 @@ export class Connection {
   cancel(timeoutMillis: number, done: (certain: boolean) => void): void {
     const { host, port, processID: pid, secretKey, ssl, sslNegotiation } = this.#client
     const target: CancelTarget = { host, port, pid, secretKey, ssl, sslNegotiation, stream: this.#config.stream }
-    cancelOnServer(target, timeoutMillis, done)
+    try {
+      cancelOnServer(target, timeoutMillis, done)
+    } catch {
+      // The app's own `stream` function has thrown: not cancelled, which the caller handles.
+      setImmediate(done, false)
+    }
   }
 
   /**

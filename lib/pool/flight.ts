@@ -1,8 +1,9 @@
+import type { Duplex } from 'node:stream'
 import pg from 'pg'
 
 /** What pg-protocol's serializer takes from us, beyond what @types/pg knows. */
 export interface Wire {
-  readonly stream: { cork(): void; uncork(): void; destroy(error?: Error): void; readonly destroyed: boolean }
+  readonly stream: Pick<Duplex, 'cork' | 'uncork' | 'destroy' | 'on'>
   parse(message: { text: string }): void
   bind(message: { portal: string; values: unknown[]; binary: boolean }): void
   describe(message: { type: 'P'; name: string }): void

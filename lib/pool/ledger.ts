@@ -99,6 +99,7 @@ export class Holding {
 
   /** The server has answered all. */
   idle(): void {
+    if (this.#busySince === 0) return
     this.#busyMillis += now() - this.#busySince
     this.#busySince = 0
   }
