@@ -1,0 +1,3 @@
+import { stopForRun } from './server.ts'
+
+await stopForRun(process.ppid)
