@@ -203,7 +203,11 @@ const FASTIFYS = new Set(['prefix', 'logLevel', 'logSerializers'])
 // A value under one of these names may hold a password: a refusal says what kind of thing it got, not which.
 const SECRET = new Set(['connectionString', 'connection'])
 
+// Wherever it stands by mistake, a connection string is not repeated.
+const isSecret = (text: string) => /:\/\/|password/i.test(text)
+
 function show(name: string, value: unknown): string {
+  if (typeof value === 'string' && isSecret(value)) return 'a connection string'
   if (value === null || value === undefined) return String(value)
   if (SECRET.has(name) || typeof value === 'object' || typeof value === 'function') {
     return value === '' ? 'an empty string' : Array.isArray(value) ? 'an array' : `a value of type ${typeof value}`
@@ -213,13 +217,14 @@ function show(name: string, value: unknown): string {
 
 function check(input: unknown, checks: Checks, path: string, ignored?: Set<string>): void {
   if (!isObject(input))
-    throw new InvalidOption(path === '' ? 'object' : path.slice(0, -1), 'an object', show('', input))
+    throw new InvalidOption(path === '' ? 'options' : path.slice(0, -1), 'an object', show('', input))
   for (const name of Object.keys(input as object)) {
     const rule = Object.hasOwn(checks, name) ? checks[name] : undefined
     const value = (input as Record<string, unknown>)[name]
     if (rule === undefined) {
       if (ignored?.has(name)) continue
-      throw new InvalidOption(`${path}${name}`, `one of ${Object.keys(checks).join(', ')}`, 'an unknown name')
+      const shown = isSecret(name) ? 'a connection string as a name' : name
+      throw new InvalidOption(`${path}${shown}`, `one of ${Object.keys(checks).join(', ')}`, 'an unknown name')
     }
     // `{ readOnly: undefined }` leaves the option out, but DATABASE_URL forgotten must not connect to localhost.
     if (value === undefined && !SECRET.has(name)) continue

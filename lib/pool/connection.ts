@@ -50,6 +50,7 @@ export class Connection {
   #sent: Flight[] = []
   readonly #target: FlightTarget
   // While lent out, ReadyForQuerys belong to the borrower's statements, up to the one that pg tells our flight of.
+  #lend: object | undefined
   #lent: 'no' | 'lent' | 'returning' | 'returned' = 'no'
 
   /** Opens one. `done` is called exactly once, never before this returns; what is returned gives the attempt up. */
@@ -156,7 +157,9 @@ export class Connection {
   lend(): pg.Client {
     this.#lent = 'lent'
     this.#client.pipeline = false
-    const isLent = () => this.#lent === 'lent'
+    const lend = {}
+    this.#lend = lend
+    const isLent = () => this.#lent === 'lent' && this.#lend === lend
     // A borrower that keeps the client must not write between the statements of the connection's next user.
     return new Proxy(this.#client as unknown as pg.Client, {
       get(client, name) {

@@ -240,7 +240,11 @@ export class Link implements Borrower, FlightListener {
     this.#underWay++
     loan.holding.busy(1, '(raw client)')
     try {
-      return await fn(loan.connection.lend()).finally(() => this.#takeBack(loan))
+      try {
+        return await fn(loan.connection.lend())
+      } finally {
+        await this.#takeBack(loan)
+      }
     } catch (error) {
       throw this.#loan === loan ? error : new ConnectionLost(this.pool.options.name, { cause: error })
     }
