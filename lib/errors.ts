@@ -117,9 +117,9 @@ export class SettleFailed extends Error implements RequestDbError {
   readonly code: string
   readonly retryable: boolean
 
-  constructor(what: string, pool: string, cause: Error) {
+  constructor(what: string, pool: string, cause: Error, consequence = 'nothing was kept') {
     const code = sqlStateOf(cause) ?? 'FST_REQUEST_DB_TRANSACTION_ABORTED'
-    super(`${what} failed with ${code} (pool "${pool}"): nothing was kept`, { cause })
+    super(`${what} failed with ${code} (pool "${pool}"): ${consequence}`, { cause })
     this.code = code
     this.retryable = REPEATABLE.has(code)
   }

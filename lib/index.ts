@@ -43,7 +43,7 @@ async function requestDb(fastify: FastifyInstance, input: RequestDbOptions): Pro
   fastify.addHook('onResponse', lifecycle.onResponse)
 
   fastify.addHook('preClose', (done) => {
-    pool.refuseWaiters()
+    pool.startClosing()
     done()
   })
   fastify.addHook('onClose', () => pool.close())

@@ -204,7 +204,7 @@ const FASTIFYS = new Set(['prefix', 'logLevel', 'logSerializers'])
 const SECRET = new Set(['connectionString', 'connection'])
 
 // Wherever it stands by mistake, a connection string is not repeated.
-const isSecret = (text: string) => /:\/\/|password/i.test(text)
+const isSecret = (text: string) => /:\/\/|password\s*=/i.test(text)
 
 function show(name: string, value: unknown): string {
   if (typeof value === 'string' && isSecret(value)) return 'a connection string'

@@ -64,6 +64,7 @@ export class RequestSession {
   // The one error after which the handler still runs, and may answer before a slow error handler does.
   #isTimedOut = false
   #isAnswering = false
+  #isInterrupted = false
   // An answer has passed our hook. In the 404 of `reply.callNotFound()` it passes twice.
   #hasLeft = false
   #isFinished = false
@@ -115,6 +116,12 @@ export class RequestSession {
 
   /** onError: rolls back, whatever was thrown. */
   fail(error: unknown): void {
+    if (this.#isAnswering && this.unit.outcome === 'commit') {
+      // An answer waits for its COMMIT, which stands: a 500 in its place would be wrong about the rows.
+      this.#isInterrupted = true
+      this.#request.log.error({ err: error }, 'request-db: an error came after the answer, whose COMMIT is under way')
+      return
+    }
     this.#isFailed = true
     this.#isTimedOut ||= (error as { code?: unknown } | null)?.code === 'FST_ERR_HANDLER_TIMEOUT'
     void this.#rollBack()
@@ -138,11 +145,14 @@ export class RequestSession {
     if (settlement === undefined) return undefined
     const isSecond = this.#isAnswering
     this.#isAnswering = true
+    const { statusCode } = this.#reply
+    const headers = this.#reply.getHeaders()
     return new Promise((resolve, reject) => {
       const leave = (how: () => void) => {
         if (isSecond || this.#isFailed) return
         this.#isAnswering = false
         this.#hasLeft = true
+        if (this.#isInterrupted) this.#restore(statusCode, headers)
         how()
       }
       settlement.then(
@@ -150,6 +160,13 @@ export class RequestSession {
         (error: unknown) => leave(() => reject(error)),
       )
     })
+  }
+
+  /** The error handler has made the answer its own meanwhile. */
+  #restore(statusCode: number, headers: ReturnType<FastifyReply['getHeaders']>): void {
+    const reply = this.#reply
+    for (const name of Object.keys(reply.getHeaders())) if (!(name in headers)) reply.removeHeader(name)
+    reply.code(statusCode).headers(headers)
   }
 
   /** onResponse: ends what is left. Nobody can be told of a failure any more, so it is logged. */
@@ -241,7 +258,11 @@ export function isStream(payload: unknown): boolean {
 
 /** Whether Fastify can write the answer. It finds out after onSend, which would be after COMMIT. */
 function isSendable(payload: unknown, reply: FastifyReply): boolean {
-  const isBody = payload === undefined || payload === null || typeof payload === 'string' || Buffer.isBuffer(payload)
+  const { statusCode, raw } = reply
+  if (raw.headersSent || statusCode < 100 || statusCode > 999) return false
+  // Fastify drops what a status has no body for before it looks at it.
+  const isBodyless = payload === undefined || payload === null || statusCode < 200 || statusCode === 204
+  const isBody = isBodyless || typeof payload === 'string' || Buffer.isBuffer(payload)
   if (!isBody && !isStream(payload) && !isWebResponse(payload)) return false
   try {
     for (const [name, value] of Object.entries(reply.getHeaders())) {

@@ -33,6 +33,9 @@ export class Pool {
     this.#put(loan.connection)
   }
   #state: 'open' | 'closing' | 'closed' = 'open'
+  #isClosing = false
+  #graceEnds = 0
+  #graceTimer: NodeJS.Timeout | undefined
   #onDrained: (() => void) | undefined
 
   constructor(options: EffectivePoolOptions) {
@@ -60,22 +63,33 @@ export class Pool {
     this.ledger.waitsNoMore(checkOut)
   }
 
-  /** Refuses everybody who waits and will have to wait; free connections are still given out. */
-  refuseWaiters(): void {
+  /**
+   * The server begins to close: everybody who waits, or will have to, is refused; free connections are still given out.
+   * Sessions have `closeGraceMillis` from now on, as Fastify itself waits for their requests.
+   */
+  startClosing(): void {
+    if (this.#graceTimer !== undefined) return
+    this.#graceEnds = now() + this.options.closeGraceMillis
     this.#queue.close((waiter) => (waiter as CheckOut).borrower.isEnding)
+    this.#graceTimer = setTimeout(() => {
+      if (this.#state === 'open') this.#state = 'closing'
+      this.#evictAll()
+    }, this.options.closeGraceMillis)
   }
 
   /** Ends the pool: sessions get `closeGraceMillis`, then they are evicted. Nothing is left open. */
   async close(): Promise<void> {
-    if (this.#state !== 'open') return
+    if (this.#isClosing) return
+    this.#isClosing = true
     this.#state = 'closing'
-    this.refuseWaiters()
+    this.startClosing()
     this.#giveUpConnecting()
-    await this.#drained(this.options.closeGraceMillis)
+    await this.#drained(Math.max(0, this.#graceEnds - now()))
+    clearTimeout(this.#graceTimer)
     this.#state = 'closed'
     this.#queue.close()
     this.#giveUpConnecting()
-    for (const { borrower } of [...this.#loans.values()]) borrower.evict(new PoolClosed(this.options.name))
+    this.#evictAll()
     // What is evicted has its own deadline for ROLLBACK, after which its connection is killed.
     await this.#drained(2 * this.options.settleTimeoutMillis)
     for (const connection of this.#idle.splice(0)) {
@@ -102,6 +116,10 @@ export class Pool {
       waiters: this.ledger.waiters(),
       totals: { ...this.ledger.totals },
     }
+  }
+
+  #evictAll(): void {
+    for (const { borrower } of [...this.#loans.values()]) borrower.evict(new PoolClosed(this.options.name))
   }
 
   #giveUpConnecting(): void {

@@ -9,11 +9,14 @@ interface Keeper {
 /** Writes that are kept until something else is sent, and the first of them that failed. */
 export class DeferredWrites {
   readonly #pool: string
+  readonly #consequence: string
   #count = 0
   #failure: { what: string; error: Error } | undefined
 
-  constructor(pool: string) {
+  /** `consequence` is what the failure of one means for the rest, in words. */
+  constructor(pool: string, consequence: string) {
     this.#pool = pool
+    this.#consequence = consequence
   }
 
   keep(scope: Keeper, text: string, values: unknown[]): void {
@@ -40,7 +43,7 @@ export class DeferredWrites {
   get failure(): Error | undefined {
     if (this.#failure === undefined) return undefined
     const { what, error } = this.#failure
-    return sqlStateOf(error) === undefined ? error : new SettleFailed(what, this.#pool, error)
+    return sqlStateOf(error) === undefined ? error : new SettleFailed(what, this.#pool, error, this.#consequence)
   }
 
   /** What failed is undone, or was told. */

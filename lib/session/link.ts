@@ -185,6 +185,12 @@ export class Link implements Borrower, FlightListener {
     return this.#cancelling
   }
 
+  /** Cancels what runs, or has boarded, as soon as it may. */
+  async cancelRunning(): Promise<void> {
+    await this.#until(() => this.#phase !== 'boarding' && this.#phase !== 'departed')
+    if (this.#underWay > 0) await this.cancel()
+  }
+
   /** What the server has said last: I means that there is no transaction. Undefined without a connection. */
   get status(): TransactionStatus | undefined {
     return this.#loan?.connection.status

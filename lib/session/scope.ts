@@ -173,6 +173,11 @@ export function nest<T>(owner: object, fn: () => T): T {
   return nestings.run({ owner, scope: undefined, outer: nestings.getStore() }, fn)
 }
 
+/** Runs `fn` in no scope but the session's own. */
+export function outside<T>(fn: () => T): T {
+  return nestings.exit(fn)
+}
+
 /** Names the scope of the innermost `nest`, if that has none yet. */
 export function enter(owner: object, scope: Scope<unknown>): void {
   const nesting = nestings.getStore()

@@ -13,7 +13,7 @@ import { type Result, Step } from '../pool/flight.ts'
 import type { Pool } from '../pool/pool.ts'
 import { DeferredWrites } from './deferred.ts'
 import { Link, type LinkOptions } from './link.ts'
-import { type Callback, enter, nest, type Scope, Scopes } from './scope.ts'
+import { type Callback, enter, nest, outside, type Scope, Scopes } from './scope.ts'
 
 /** How a unit of work begins, and whom it tells. */
 export interface UnitOptions extends Omit<LinkOptions, 'onEvict'> {
@@ -51,6 +51,7 @@ export class UnitOfWork {
   #ended: RequestDbError | undefined
   #outcome: 'commit' | 'rollback' | undefined
   #settlement: Promise<void> | undefined
+  #abandoned = false
   #ending: Promise<void> | undefined
 
   constructor(pool: Pool, options: UnitOptions, owner?: UnitOfWork) {
@@ -62,7 +63,7 @@ export class UnitOfWork {
     }
     this.#link = new Link(pool, { ...options, onEvict })
     this.#scopes = new Scopes(this, pool.options.timeoutMillis || 10_000)
-    this.#deferred = new DeferredWrites(pool.options.name)
+    this.#deferred = new DeferredWrites(pool.options.name, this.isAutocommit ? 'it was not kept' : 'nothing was kept')
   }
 
   get root(): Scope<UnitOfWork> {
@@ -75,6 +76,11 @@ export class UnitOfWork {
 
   get isAutocommit(): boolean {
     return !this.#link.isTransactional
+  }
+
+  /** How it ends or has ended; undefined before. */
+  get outcome(): 'commit' | 'rollback' | undefined {
+    return this.#outcome
   }
 
   get ended(): boolean {
@@ -134,11 +140,15 @@ export class UnitOfWork {
     const kept = this.#deferred.take(scope)
     if (kept.length === 0) return
     this.#deferred.forgive()
-    await this.#link
-      .posted((settle) => kept.map((step, index) => (index === kept.length - 1 ? alsoTell(step, settle) : step)))
-      .catch((error) => {
-        throw this.#deferred.error ?? error
-      })
+    const last = kept.length - 1
+    const posted = this.#link.posted((settle) =>
+      kept.map((step, index) => (index === last ? alsoTell(step, settle) : step)),
+    )
+    const failed = await posted.catch((error: unknown) => error)
+    const error = this.#deferred.error ?? failed
+    if (error === undefined) return
+    if (this.isAutocommit) this.#deferred.forgive()
+    throw error
   }
 
   /** Begins the transaction without a statement. @throws NESTED_CONFLICT when one is open, or the session is autocommit. */
@@ -228,7 +238,7 @@ export class UnitOfWork {
 
   /** Has the server stop what runs now; its statement fails with 57014. */
   cancelRunning(): Promise<void> {
-    return this.#link.cancel()
+    return this.#link.cancelRunning()
   }
 
   // Children
@@ -286,8 +296,10 @@ export class UnitOfWork {
   async abandon(why: string | RequestDbError): Promise<void> {
     const isMine = this.#ended === undefined
     const settlement = this.settle('rollback', why)
-    // A COMMIT that still waits for a connection has not been sent.
-    if (this.#link.isBoarding && this.#link.isEnding && this.#ended) this.#link.leaveQueue(this.#ended)
+    this.#abandoned = true
+    // A COMMIT that waits for a connection, or for a statement that nobody awaited, has not been sent.
+    if (this.#link.isBoarding) this.#link.leaveQueue(this.#endedError())
+    else if (!isMine) void this.#link.cancel()
     try {
       await settlement
     } catch (error) {
@@ -366,8 +378,11 @@ export class UnitOfWork {
 
   /** Sends COMMIT with what was kept before it, in one flight. Resolves with what went wrong. */
   async #sendCommit(kept: Step[]): Promise<Error | undefined> {
-    const { pool, doom } = this.#link
-    if (doom !== undefined) return doom
+    const { pool } = this.#link
+    // Statements that nobody awaited come first, and take the time they take: the deadline is COMMIT's.
+    if (!this.#link.isIdle) await this.#link.quiet()
+    if (this.#link.doom !== undefined) return this.#link.doom
+    if (this.#abandoned) return this.#endedError()
     if (this.#link.isIdle && kept.length === 0) return this.#deferred.failure
     const { error, tag } = await this.#link.end('COMMIT', kept)
     if (error === undefined && tag === 'COMMIT') {
@@ -410,7 +425,7 @@ export class UnitOfWork {
     this.#deferred.reset()
     for (const callback of callbacks) {
       // Asynchronous or not: nobody waits for it, and nobody is answered what it throws.
-      new Promise((resolve) => resolve(callback())).catch((error: unknown) => {
+      new Promise((resolve) => resolve(outside(callback))).catch((error: unknown) => {
         this.options.log.error({ err: error }, 'request-db: a callback of afterCommit or afterRollback failed')
       })
     }
