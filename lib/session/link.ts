@@ -150,10 +150,10 @@ export class Link implements Borrower, FlightListener {
   // Ending
 
   /** Nothing more will be sent: gives up waiting for a connection, refuses what waited with it. */
-  leaveQueue(reason: RequestDbError): void {
+  leaveQueue(reason: () => RequestDbError): void {
     this.#replayable = false
     if (this.#checkOut !== undefined) this.pool.cancel(this.#checkOut)
-    if (this.#phase === 'boarding') this.refused(reason)
+    if (this.#phase === 'boarding') this.refused(reason())
   }
 
   /** Has what runs finish within `graceMillis`, or cancels it. Resolves when the connection is quiet, and safe from the cancel. */

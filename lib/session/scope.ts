@@ -107,8 +107,8 @@ export class Scopes<Unit> {
   }
 
   /** Nobody will get a turn any more. */
-  refuseAll(error: Error): void {
-    for (const turn of [...this.#turns]) turn.refuse(error)
+  refuseAll(reason: () => Error): void {
+    for (const turn of [...this.#turns]) turn.refuse(reason())
   }
 
   /** @throws NESTED_CONFLICT when `scope` takes no statements any more, or never did. */

@@ -48,7 +48,8 @@ export class UnitOfWork {
   /** Units that live and end with this one: transactions and streams of an autocommit session. */
   readonly #children = new Set<UnitOfWork>()
   #used = false
-  #ended: RequestDbError | undefined
+  // Why it is over. An error is made of it for whoever still uses it, with the stack of that use.
+  #ended: string | RequestDbError | undefined
   #outcome: 'commit' | 'rollback' | undefined
   #settlement: Promise<void> | undefined
   #abandoned = false
@@ -230,7 +231,7 @@ export class UnitOfWork {
 
   /** Notes what to call after the end of `scope`'s transaction. */
   callAfter(scope: Scope<UnitOfWork>, end: 'afterCommit' | 'afterRollback', callback: Callback): void {
-    if (this.#ended !== undefined) throw this.#ended
+    if (this.#ended !== undefined) throw this.#endedError()
     const accountable = this.#scopes.accountable(scope)
     this.#scopes.assertOpen(accountable)
     accountable[end].push(callback)
@@ -277,11 +278,13 @@ export class UnitOfWork {
    */
   settle(outcome: 'commit' | 'rollback', why: string | RequestDbError): Promise<void> | undefined {
     if (this.#ended !== undefined) {
-      return outcome === 'commit' && this.#outcome === 'rollback' ? Promise.reject(this.#ended) : this.#settlement
+      return outcome === 'commit' && this.#outcome === 'rollback'
+        ? Promise.reject(this.#endedError())
+        : this.#settlement
     }
-    this.#ended = typeof why === 'string' ? new SessionEnded(this.#link.pool.options.name, why) : why
+    this.#ended = why
     this.#outcome = outcome
-    this.#scopes.refuseAll(this.#ended)
+    this.#scopes.refuseAll(() => this.#endedError())
     if (this.#isUntouched) return undefined
     const canLeaveEarly = outcome === 'commit' && this.options.isCommitCertain && this.#isCalm
     this.#settlement = this.#settle(outcome)
@@ -298,7 +301,7 @@ export class UnitOfWork {
     const settlement = this.settle('rollback', why)
     this.#abandoned = true
     // A COMMIT that waits for a connection, or for a statement that nobody awaited, has not been sent.
-    if (this.#link.isBoarding) this.#link.leaveQueue(this.#endedError())
+    if (this.#link.isBoarding) this.#link.leaveQueue(() => this.#endedError())
     else if (!isMine) void this.#link.cancel()
     try {
       await settlement
@@ -401,7 +404,7 @@ export class UnitOfWork {
   async #rollback(): Promise<void> {
     const link = this.#link
     this.#scopes.reset()
-    link.leaveQueue(this.#endedError())
+    link.leaveQueue(() => this.#endedError())
     if (link.hasConnection) {
       link.arm('ROLLBACK')
       await link.stop(CANCEL_AFTER_MILLIS)
@@ -434,14 +437,15 @@ export class UnitOfWork {
   // Inside
 
   #assertUsable(): void {
-    if (this.#ended !== undefined) throw this.#ended
+    if (this.#ended !== undefined) throw this.#endedError()
     if (this.#used) return
     this.options.onFirstUse()
     this.#used = true
   }
 
   #endedError(): RequestDbError {
-    return this.#ended ?? new SessionEnded(this.#link.pool.options.name, 'it was rolled back')
+    const why = this.#ended ?? 'it was rolled back'
+    return typeof why === 'string' ? new SessionEnded(this.#link.pool.options.name, why) : why
   }
 
   /**
