@@ -29,6 +29,28 @@ const ignore = () => {}
 // How long the server may take to answer a goodbye before the socket is cut.
 const GOODBYE_MILLIS = 500
 
+// A timer that fires this late was held up by the app, and so was what it waits for.
+const LATE_MILLIS = 20
+
+/** Calls `onTimeout` after `millis`, or twice that if the app kept the event loop from reading meanwhile. */
+function watch(millis: number, onTimeout: () => void): () => void {
+  let due = now() + millis
+  const verdict = (last: boolean) => {
+    if (last || now() - due < LATE_MILLIS) {
+      immediate = setImmediate(onTimeout)
+      return
+    }
+    due = now() + millis
+    timer = setTimeout(verdict, millis, true)
+  }
+  let immediate: NodeJS.Immediate | undefined
+  let timer = setTimeout(verdict, millis, false)
+  return () => {
+    clearTimeout(timer)
+    clearImmediate(immediate)
+  }
+}
+
 /**
  * One connection to PostgreSQL, for as long as it lives: a pg.Client in pipeline mode, its flights in the order they
  * left, and one permanent `error` listener, because pg emits two errors for every killed backend.
@@ -59,28 +81,38 @@ export class Connection {
     expiresAt: number,
     done: (error: Error | undefined, connection?: Connection) => void,
   ): () => void {
+    const { connectionTimeoutMillis: timeoutMillis = 10_000 } = config
     let client: Client
+    let timeout: Error | undefined
+    const giveUp = () => client.connection.stream.destroy()
+    // pg's own timer would not wait for the event loop to read what has arrived while the app computed.
+    const stopWatch = watch(timeoutMillis, () => {
+      timeout = new Error(`No connection within ${timeoutMillis} ms`)
+      giveUp()
+    })
     try {
-      client = new pg.Client(config) as unknown as Client
+      client = new pg.Client({ ...config, connectionTimeoutMillis: 0 }) as unknown as Client
       // While connecting pg reports through the callback alone, but a socket can fail twice, and before that too.
       client.on('error', ignore)
       client.connection.stream.on('error', ignore)
       client.connect((error: Error | null) => {
+        stopWatch()
         if (error === null || error === undefined) {
           const connection = new Connection(client, config, expiresAt)
           client.off('error', ignore)
           done(undefined, connection)
           return
         }
-        client.connection.stream.destroy()
-        done(error)
+        giveUp()
+        done(timeout ?? error)
       })
     } catch (error) {
       // A certificate that cannot be read just now, a port that is none: pg throws instead of calling back.
+      stopWatch()
       setImmediate(done, error as Error)
       return () => {}
     }
-    return () => client.connection.stream.destroy()
+    return giveUp
   }
 
   private constructor(client: Client, config: pg.ClientConfig, expiresAt: number) {
