@@ -87,7 +87,7 @@ export class Connection {
     const giveUp = () => client.connection.stream.destroy()
     // pg's own timer would not wait for the event loop to read what has arrived while the app computed.
     const stopWatch = watch(timeoutMillis, () => {
-      timeout = new Error(`No connection within ${timeoutMillis} ms`)
+      timeout = new Error(`Connection timeout: not open within ${timeoutMillis} ms`)
       giveUp()
     })
     try {

@@ -49,6 +49,14 @@ export class SessionConnection implements DatabaseConnection {
   }
 
   async *streamQuery<R>(query: CompiledQuery, chunkSize = 100): AsyncIterableIterator<QueryResult<R>> {
+    try {
+      yield* this.#stream<R>(query, chunkSize)
+    } catch (error) {
+      throw withCallSite(error)
+    }
+  }
+
+  async *#stream<R>(query: CompiledQuery, chunkSize: number): AsyncIterableIterator<QueryResult<R>> {
     if (!Number.isInteger(chunkSize) || chunkSize < 1) throw new RangeError('chunkSize must be a whole number above 0')
     const values = mapValues(query.parameters)
     const portal = `request_db_${++portals}`

@@ -81,6 +81,19 @@ export class Scopes<Unit> {
     return scope
   }
 
+  /** From now on `scope`, and whatever is open in it, takes no more statements; its own end is being sent. */
+  close(scope: Scope<Unit>): void {
+    const at = this.#stack.indexOf(scope)
+    if (at < 1) return
+    for (const ending of this.#stack.slice(at)) ending.open = false
+    this.#wake()
+  }
+
+  /** Whether `scope` is still to be ended, and does not end with one around it. */
+  isToEnd(scope: Scope<Unit>): boolean {
+    return this.#stack[this.#stack.indexOf(scope) - 1]?.open === true
+  }
+
   /** Ends `scope` and whatever is still open in it. */
   pop(scope: Scope<Unit>): void {
     const at = this.#stack.indexOf(scope)
@@ -122,7 +135,7 @@ export class Scopes<Unit> {
   #assertPossible(scope: Scope<Unit>): void {
     this.assertOpen(scope)
     const { top } = this
-    if (top !== scope && !top.followed) {
+    if (top !== scope && top.open && !top.followed) {
       throw new NestedConflict('A controlled transaction is open on this session: use its handle, or end it first')
     }
   }

@@ -183,6 +183,7 @@ export class UnitOfWork {
   /** Ends a savepoint and keeps what was done in it. */
   async release(scope: Scope<UnitOfWork>): Promise<void> {
     for (let turn = this.#turn(scope); turn; turn = this.#turn(scope)) await turn
+    this.#scopes.close(scope)
     await this.#command(scope, `RELEASE SAVEPOINT ${scope.name}`).catch((error: unknown) => {
       throw this.#deferred.failure ?? error
     })
@@ -197,7 +198,9 @@ export class UnitOfWork {
     scope.kept = []
     this.#deferred.forgive()
     try {
-      if (!scope.open || !this.#link.inTransaction || this.#ended !== undefined) return
+      if (!this.#scopes.isToEnd(scope) || !this.#link.inTransaction || this.#ended !== undefined) return
+      // What goes on in it must not reach the server behind its end, where it would belong to the parent.
+      this.#scopes.close(scope)
       await this.#link.posted((settle) => [
         new Step({ text: `ROLLBACK TO SAVEPOINT ${scope.name}` }, () => {}),
         new Step({ text: `RELEASE SAVEPOINT ${scope.name}` }, settle),
