@@ -116,6 +116,8 @@ export class RequestSession {
 
   /** onError: rolls back, whatever was thrown. */
   fail(error: unknown): void {
+    // The answer is out, whatever fails now, such as a second one: onResponse will end the session.
+    if (this.#reply.raw.writableEnded) return
     if (this.#isAnswering && this.unit.outcome === 'commit') {
       // An answer waits for its COMMIT, which stands: a 500 in its place would be wrong about the rows.
       this.#isInterrupted = true
