@@ -68,6 +68,8 @@ export class RequestSession {
   // An answer has passed our hook. In the 404 of `reply.callNotFound()` it passes twice.
   #hasLeft = false
   #isFinished = false
+  // The error handler sets a status even when the headers have left.
+  #saidStatus: number | undefined
   #isAnswered = false
 
   constructor(
@@ -116,8 +118,11 @@ export class RequestSession {
 
   /** onError: rolls back, whatever was thrown. */
   fail(error: unknown): void {
-    // The answer is out, whatever fails now, such as a second one: onResponse will end the session.
-    if (this.#reply.raw.writableEnded) return
+    // The answer is out, whatever fails now, such as a second one: onResponse will end the session by what was said.
+    if (this.#reply.raw.writableEnded) {
+      this.#saidStatus ??= this.#reply.statusCode
+      return
+    }
     if (this.#isAnswering && this.unit.outcome === 'commit') {
       // An answer waits for its COMMIT, which stands: a 500 in its place would be wrong about the rows.
       this.#isInterrupted = true
@@ -174,6 +179,7 @@ export class RequestSession {
   /** onResponse: ends what is left. Nobody can be told of a failure any more, so it is logged. */
   respond(): Promise<void> | undefined {
     this.#isAnswered = this.#reply.raw.writableEnded
+    if (this.#saidStatus !== undefined) this.#reply.raw.statusCode = this.#saidStatus
     if (this.unit.ended) return this.unit.settle('rollback', AFTER_ANSWER)?.catch(() => {})
     // HTTP/2 and aborted injections come here too when the client has left before the answer.
     if (!this.#reply.raw.writableEnded) return this.unit.settle('rollback', CLIENT_GONE)?.catch(() => {})
