@@ -127,6 +127,6 @@ export class SettleFailed extends Error implements RequestDbError {
 
 /** The five characters PostgreSQL names an error by, if `error` comes from PostgreSQL. */
 export function sqlStateOf(error: unknown): string | undefined {
-  const { code, severity } = error as { code?: unknown; severity?: unknown }
+  const { code, severity } = (error ?? {}) as { code?: unknown; severity?: unknown }
   return typeof severity === 'string' && typeof code === 'string' ? code : undefined
 }

@@ -159,12 +159,19 @@ export class RequestSession {
         if (isSecond || this.#isFailed) return
         this.#isAnswering = false
         this.#hasLeft = true
-        if (this.#isInterrupted) this.#restore(statusCode, headers)
         how()
       }
+      const commit = () => {
+        if (this.#isInterrupted) this.#restore(statusCode, headers)
+        resolve()
+      }
+      const refuse = (error: { statusCode?: number }) => {
+        if (this.#isInterrupted) this.#reply.code(error.statusCode ?? 500)
+        reject(error)
+      }
       settlement.then(
-        () => leave(resolve),
-        (error: unknown) => leave(() => reject(error)),
+        () => leave(commit),
+        (error) => leave(() => refuse(error)),
       )
     })
   }
@@ -272,6 +279,8 @@ function isSendable(payload: unknown, reply: FastifyReply): boolean {
   const isBodyless = payload === undefined || payload === null || statusCode < 200 || statusCode === 204
   const isBody = isBodyless || typeof payload === 'string' || Buffer.isBuffer(payload)
   if (!isBody && !isStream(payload) && !isWebResponse(payload)) return false
+  // HTTP/2 drops a header that it cannot send.
+  if ('stream' in raw) return true
   try {
     for (const [name, value] of Object.entries(reply.getHeaders())) {
       validateHeaderName(name)

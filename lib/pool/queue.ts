@@ -130,7 +130,8 @@ export class Queue<T> {
     const due = now() - this.#timeoutMillis
     for (const place of [...this.#places]) {
       if (place.since > due) break
-      this.#refuse(place, 'timeout')
+      // A refusal may have moved others along.
+      if (this.#places.has(place)) this.#refuse(place, 'timeout')
     }
     this.#watchHead()
   }

@@ -5,6 +5,8 @@ import type { Borrower, CheckOut, Loan } from '../pool/loan.ts'
 import type { Pool } from '../pool/pool.ts'
 import { endsTransaction, tellLanded, tellLost } from './outcome.ts'
 
+const CANCEL_AGAIN_MILLIS = 500
+
 /** How transactions begin on a link, and who is told when it is cut. */
 export interface LinkOptions {
   readonly who: Who
@@ -156,18 +158,28 @@ export class Link implements Borrower, FlightListener {
     if (this.#phase === 'boarding') this.refused(reason())
   }
 
-  /** Has what runs finish within `graceMillis`, or cancels it. Resolves when the connection is quiet, and safe from the cancel. */
+  /**
+   * Has what runs finish within `graceMillis`, or cancels it. Resolves when the connection is quiet, and safe from the
+   * cancel. A cancel that reaches the backend before the statement does is lost, so a while later there is another.
+   */
   async stop(graceMillis: number): Promise<void> {
     await this.#until(() => this.#phase !== 'departed')
-    if (this.#underWay > 0) {
-      const timer = setTimeout(() => {
-        // After an error the server refuses the rest at once anyway.
-        if (this.#underWay > 0 && !this.#failed) void this.cancel()
-      }, graceMillis)
-      await this.quiet()
-      clearTimeout(timer)
+    for (let grace = graceMillis; !this.isQuiet; grace = CANCEL_AGAIN_MILLIS) {
+      await this.#quietWithin(grace)
+      // After an error the server refuses the rest at once anyway.
+      if (!this.isQuiet && !this.#failed) await this.cancel()
     }
     await this.#cancelling
+  }
+
+  async #quietWithin(millis: number): Promise<void> {
+    let isOver = false
+    const timer = setTimeout(() => {
+      isOver = true
+      this.#changed()
+    }, millis)
+    await this.#until(() => this.isQuiet || isOver)
+    clearTimeout(timer)
   }
 
   /** Cancels what runs. Only between BEGIN's answer and the sending of COMMIT or ROLLBACK, else it could hit the wrong thing. */

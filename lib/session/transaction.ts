@@ -305,7 +305,7 @@ export class UnitOfWork {
     this.#abandoned = true
     // A COMMIT that waits for a connection, or for a statement that nobody awaited, has not been sent.
     if (this.#link.isBoarding) this.#link.leaveQueue(() => this.#endedError())
-    else if (!isMine) void this.#link.cancel()
+    else if (!isMine && this.#outcome === 'commit') void this.#link.cancel()
     try {
       await settlement
     } catch (error) {

@@ -1,4 +1,4 @@
-import type { FastifyInstance } from 'fastify'
+import type { FastifyInstance, FastifyReply } from 'fastify'
 import { sql } from 'kysely'
 import { buildApp } from '../support/app.ts'
 import { type CapturedLog, captureLog } from '../support/captured-log.ts'
@@ -122,6 +122,40 @@ inBothModes(database, 'an error handler that answers 200 does not bring the rows
   if (commitOn === 'onSend') t.match(answer, { statusCode: 200, body: 'handled' })
   await holds(t, database, [])
 })
+
+const unreturned: Record<string, (reply: FastifyReply) => void> = {
+  'and nothing returned': (reply) => void reply.send('sent'),
+  'and an error thrown behind it': (reply) => {
+    reply.send('sent')
+    throw new Error('late')
+  },
+  'and an error sent behind it': (reply) => {
+    reply.send('sent')
+    reply.send(new Error('late'))
+  },
+}
+
+for (const [what, send] of Object.entries(unreturned)) {
+  inBothModes(database, `a COMMIT that fails for reply.send() ${what}`, async (t, commitOn) => {
+    const app = await buildApp(t, database, { commitOn, pool: { size: 1 } }, (app) => {
+      app.post('/', async (request, reply) => {
+        await add(request.db, 'x')
+        await request.db.withTables<Tables>().insertInto('children').values({ parent: 1 }).execute()
+        send(reply)
+      })
+    })
+    const client = await openHttp(t, app)
+    const asks = [
+      async () => (await app.inject({ method: 'POST', url: '/' })).statusCode,
+      async () => (await client.send('POST', '/', { body: {} }).response()).status,
+    ]
+    for (const ask of asks) {
+      const status = await ask()
+      if (commitOn === 'onSend') t.equal(status, 500, 'never a good answer for a row that is not kept')
+      await holds(t, database, [])
+    }
+  })
+}
 
 inBothModes(database, 'a COMMIT that fails at the end of a stream is logged', async (t, commitOn) => {
   const log = captureLog()

@@ -290,3 +290,26 @@ for (const commitOn of ['onSend', 'onResponse'] as const) {
     t.strictSame(await notesIn(database), [])
   })
 }
+
+test('a read-only session is not held up by a COMMIT that falls into a hole, and the connection is not used again', async (t) => {
+  const proxy = await startProxy(t, database.connectionString)
+  const options = {
+    connectionString: proxy.connectionString,
+    pool: { size: 1 },
+    settleTimeoutMillis: 300,
+    readOnly: true,
+  }
+  const app = await buildApp(t, database, options, (app) => {
+    app.get('/', ({ db }) => db.selectFrom('notes').selectAll().execute())
+  })
+  t.equal((await app.inject('/')).statusCode, 200)
+  await eventually(() => app.db.snapshot().idle === 1)
+  proxy.trap({ from: 'client', type: 'P', text: 'COMMIT' }, 'swallow')
+  const since = performance.now()
+  t.equal((await app.inject('/')).statusCode, 200)
+  t.ok(performance.now() - since < 250, 'it does not wait')
+  t.equal((await app.inject('/')).statusCode, 200, 'who comes next has a fresh connection')
+  t.equal(proxy.sessions.length, 2)
+  t.match(app.db.snapshot().totals, { failedCommits: 1, opened: 2 })
+  await eventually(() => proxy.sessions[0]?.closed === true)
+})

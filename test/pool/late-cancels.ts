@@ -1,3 +1,5 @@
+import { once } from 'node:events'
+import { type AddressInfo, createServer, Socket } from 'node:net'
 import { setTimeout as moment } from 'node:timers/promises'
 import type { FastifyInstance } from 'fastify'
 import { type RawBuilder, sql } from 'kysely'
@@ -227,6 +229,49 @@ test('where cancelling is refused, the connection is given up', async (t) => {
   client.destroy()
   await eventually(() => app.db.snapshot().checkedOut === 0)
   t.match(app.db.snapshot(), { open: 0, totals: { cancels: 1, invalidated: 1 } })
+  await eventually(async () => (await database.backends()).length === 0)
+  t.strictSame(await notesIn(database), [])
+})
+
+test('a cancel that reaches another server than the one meant does not keep the session for ever', async (t) => {
+  // A name that stands for several servers: the cancel request goes to one that knows nothing of our backend.
+  const stranger = createServer((socket) => void socket.on('error', () => {}).on('data', () => socket.end()))
+  stranger.listen(0, '127.0.0.1')
+  await once(stranger, 'listening')
+  t.teardown(() => stranger.close())
+  const { hostname: host, port, username: user, password, pathname } = new URL(database.connectionString)
+  let sockets = 0
+  class Rotating extends Socket {
+    override connect(...[port, host]: unknown[]): this {
+      const isFirst = ++sockets === 1
+      return super.connect(isFirst ? Number(port) : (stranger.address() as AddressInfo).port, String(host))
+    }
+  }
+  const connection = {
+    host,
+    port: Number(port),
+    user,
+    password,
+    database: pathname.slice(1),
+    stream: () => new Rotating(),
+  }
+  const asleep = gate()
+  const app = await buildApp(t, database, { connection, settleTimeoutMillis: 300 }, (app) => {
+    app.post('/', async ({ db }) => {
+      await add(db, 'lost')
+      asleep.open()
+      await napping(4).execute(db)
+    })
+  })
+  const client = (await openHttp(t, app)).send('POST', '/')
+  await asleep.opened
+  await eventually(async () => (await database.backends()).some(({ query }) => query.includes('pg_sleep')))
+  const since = performance.now()
+  client.destroy()
+  await eventually(() => app.db.snapshot().checkedOut === 0, { withinMillis: 3000 })
+  t.ok(performance.now() - since < 1500, `after ${performance.now() - since} ms`)
+  t.match(app.db.snapshot(), { open: 0, totals: { cancels: 1, invalidated: 1 } })
+  await database.query('select pg_terminate_backend(pid) from pg_stat_activity where query like $1', ['%pg_sleep($1%'])
   await eventually(async () => (await database.backends()).length === 0)
   t.strictSame(await notesIn(database), [])
 })

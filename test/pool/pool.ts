@@ -1,41 +1,16 @@
+import { type LookupFunction, Socket } from 'node:net'
 import { checkOptions, type RequestDbOptions } from '../../lib/options.ts'
-import type { Borrower, Loan } from '../../lib/pool/loan.ts'
 import { Pool } from '../../lib/pool/pool.ts'
 import { takeClock } from '../support/clock.ts'
+import { freePort } from '../support/cluster.ts'
 import { createDatabase } from '../support/database.ts'
 import { eventually } from '../support/eventually.ts'
 import { asking, fly, rowsOf } from '../support/open-connection.ts'
 import { startProxy } from '../support/proxy.ts'
 import { type Test, t } from '../support/test.ts'
+import { Visitor } from '../support/visitor.ts'
 
 const database = await createDatabase(t)
-
-/** A borrower that only writes down what it is told. */
-class Visitor implements Borrower {
-  readonly who
-  readonly told: unknown[] = []
-  isEnding = false
-  loan: Loan | undefined
-  onGranted = (_loan: Loan) => {}
-
-  constructor(name: string) {
-    this.who = { method: 'GET', route: name, requestId: name }
-  }
-  granted(loan: Loan): void {
-    this.loan = loan
-    this.told.push('granted')
-    this.onGranted(loan)
-  }
-  refused(error: { code: string }): void {
-    this.told.push(error.code.replace('FST_REQUEST_DB_', ''))
-  }
-  lost(death: Error): void {
-    this.told.push(['lost', death.message])
-  }
-  evict(reason: { code: string }): void {
-    this.told.push(['evicted', reason.code.replace('FST_REQUEST_DB_', '')])
-  }
-}
 
 async function setUp(t: Test, { pool: sizes, ...others }: RequestDbOptions = {}) {
   const proxy = await startProxy(t, database.connectionString)
@@ -138,6 +113,94 @@ t.test('an idle connection that dies is forgotten', async (t) => {
   proxy.cut('end')
   await eventually(() => pool.snapshot().open === 0)
   t.match(pool.snapshot(), { idle: 0, totals: { invalidated: 1 } })
+})
+
+t.test('who cannot have a connection is told why, and the next one tries anew', async (t) => {
+  const { proxy, pool, take, visit } = await setUp(t)
+  await proxy.refuse()
+  const [one, next] = [visit(), visit()]
+  await eventually(() => next.visitor.told.length > 0)
+  t.strictSame([one.visitor.told, next.visitor.told], [['UNAVAILABLE'], ['UNAVAILABLE']])
+  t.match(pool.snapshot(), { open: 0, waiting: 0, totals: { failedConnects: 2 } })
+  await proxy.accept()
+  const { loan } = await take()
+  loan.checkIn()
+})
+
+t.test('the reason has a text where Node has none: refused on every address of a name', async (t) => {
+  class TwoAddresses extends Socket {
+    override connect(...[port]: unknown[]): this {
+      const lookup: LookupFunction = (_name, _options, done) =>
+        done(null, [
+          { address: '127.0.0.1', family: 4 },
+          { address: '127.0.0.2', family: 4 },
+        ])
+      return super.connect({ port: port as number, host: 'two.example', lookup, autoSelectFamily: true })
+    }
+  }
+  const connection = {
+    host: 'two.example',
+    port: await freePort(),
+    user: 'u',
+    database: 'd',
+    stream: () => new TwoAddresses(),
+  }
+  const pool = new Pool(checkOptions({ connection }).pool)
+  t.teardown(() => pool.close())
+  const visitor = new Visitor('v')
+  pool.checkOut(visitor)
+  await eventually(() => visitor.told.length > 0)
+  t.match(visitor.error?.cause, {
+    message: /ECONNREFUSED 127\.0\.0\.1.*; .*ECONNREFUSED 127\.0\.0\.2/,
+    cause: AggregateError,
+  })
+})
+
+t.test('more than may wait, and who waits too long, are told so, and when to come back', async (t) => {
+  const { pool, take, visit } = await setUp(t, { pool: { maxWaiting: 1, timeoutMillis: 50 } })
+  const { loan } = await take()
+  const [waiting, tooMany] = [visit(), visit()]
+  t.strictSame(tooMany.visitor.told, ['POOL_SATURATED'])
+  await eventually(() => waiting.visitor.told.length > 0)
+  t.strictSame(waiting.visitor.told, ['POOL_TIMEOUT'])
+  for (const { visitor } of [waiting, tooMany]) t.match(visitor.error, { headers: { 'retry-after': '1' } })
+  t.match(pool.snapshot(), { waiting: 0, waiters: [], totals: { timeouts: 1, saturated: 1 } })
+  loan.checkIn()
+})
+
+t.test('a connection that has grown old is replaced when it is next free, or next wanted', async (t) => {
+  const clock = takeClock(t)
+  const { pool, take } = await setUp(t, { pool: { size: 1, maxOverflow: 1, recycleMillis: 60_000 } })
+  const [idle, used] = [await take(), await take()]
+  idle.loan.checkIn()
+  clock.advance(70_000)
+  used.loan.checkIn()
+  await eventually(() => pool.snapshot().totals.recycled === 1)
+  const { loan } = await take()
+  t.match(pool.snapshot(), { open: 1, totals: { opened: 3, recycled: 1, closed: 1 } })
+  loan.checkIn()
+  clock.advance(70_000)
+  const again = await take()
+  t.not(again.loan.connection, loan.connection)
+  t.match(pool.snapshot(), { open: 1, totals: { opened: 4, recycled: 2 } })
+  again.loan.checkIn()
+})
+
+t.test('a failed ping takes the idle ones along, and marks those in use', async (t) => {
+  const clock = takeClock(t)
+  const { proxy, pool, take } = await setUp(t, { pool: { size: 3, prePing: { timeoutMillis: 100 } } })
+  const three = [await take(), await take(), await take()]
+  three[0]!.loan.checkIn()
+  three[1]!.loan.checkIn()
+  proxy.swallow()
+  clock.advance(2000)
+  const { loan } = await take()
+  t.match(pool.snapshot(), { open: 2, idle: 0, totals: { failedPings: 1, invalidated: 2, opened: 4 } })
+  t.equal(three[2]!.loan.connection.expired, true)
+  t.equal(loan.connection.expired, false)
+  three[2]!.loan.checkIn()
+  loan.checkIn()
+  t.match(pool.snapshot(), { open: 1, idle: 1, totals: { recycled: 1 } })
 })
 
 t.test('who cancels is not called any more: in the queue, while connecting, while pinging', async (t) => {
