@@ -18,7 +18,10 @@ export interface PoolOptions {
   size?: number | undefined
   /** Connections opened beyond `size` under load and closed on return, at least 0. Default 0. SQLAlchemy `max_overflow`. */
   maxOverflow?: number | undefined
-  /** How long a session waits for a connection, in milliseconds; 0 refuses at once. Default 10 000. SQLAlchemy `pool_timeout`, pg `connectionTimeoutMillis`. */
+  /**
+   * How long a session waits in the queue, in milliseconds; 0 refuses at once. Default 10 000. Opening a connection may
+   * take as long again, where `connection.connectionTimeoutMillis` says nothing else. SQLAlchemy `pool_timeout`.
+   */
   timeoutMillis?: number | undefined
   /** How many sessions may wait; one more is refused at once. Default 1000. */
   maxWaiting?: number | undefined

@@ -24,7 +24,7 @@ export interface HolderSnapshot extends Who {
   readonly inTransaction: boolean
 }
 
-/** A session in the queue for a connection, as `snapshot()` shows it. */
+/** A session that waits for a connection, in the queue or for one that is being opened or pinged. */
 export interface WaiterSnapshot extends Who {
   readonly waitedMillis: number
 }
@@ -62,12 +62,13 @@ export interface Snapshot {
   readonly name: string
   readonly size: number
   readonly maxOverflow: number
-  /** Connections open now, `checkedOut` + `idle` and those being opened or pinged. */
+  /** Connections open now: `checkedOut`, `idle`, and those that are being pinged. */
   readonly open: number
   readonly idle: number
   readonly checkedOut: number
   /** How many of the open ones are beyond `size`. */
   readonly overflow: number
+  /** Sessions in the queue. */
   readonly waiting: number
   readonly holders: readonly HolderSnapshot[]
   readonly waiters: readonly WaiterSnapshot[]

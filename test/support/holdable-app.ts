@@ -18,7 +18,9 @@ export async function buildHoldableApp(
   routes: (app: FastifyInstance) => unknown = () => {},
 ) {
   const released = gate()
-  const app = await buildApp(t, database, { pool }, async (app) => {
+  // A pool that waits for 20 ms only must not be in such a hurry to connect.
+  const connection = { connectionString: database.connectionString, connectionTimeoutMillis: 10_000 }
+  const app = await buildApp(t, database, { pool, connection }, async (app) => {
     app.get('/', ({ db }) => pidOf(db))
     app.get('/hold', async ({ db }) => {
       const pid = await pidOf(db)
