@@ -5,11 +5,11 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import * as errors from '../lib/errors.ts'
 import { pingChecks, pluginChecks, poolChecks, routeChecks } from '../lib/options.ts'
+import { compile } from './support/compiler.ts'
 import { createDatabase } from './support/database.ts'
 import { t, test } from './support/test.ts'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
-const compiler = join(root, 'node_modules', 'typescript', 'bin', 'tsc')
 const readme = await readFile(join(root, 'README.md'), 'utf8')
 const database = await createDatabase(t, {
   sql: 'create table trips (id serial primary key, note text not null); create table audit (url text, error text)',
@@ -94,7 +94,7 @@ await app.close()
   await writeFile(join(folder, 'tsconfig.json'), JSON.stringify({ extends: '../../tsconfig.json', include: ['*.ts'] }))
 
   const run = promisify(execFile)
-  await run(process.execPath, [compiler, '-p', folder], { cwd: root })
+  t.equal(await compile(folder), '')
   const { stdout } = await run(process.execPath, ['--import=tsx', join(folder, 'example.ts')], { cwd: root })
   t.strictSame(JSON.parse(stdout), [201, { id: 1, note: 'to Lisbon' }, 500])
   t.strictSame(await database.rows('audit'), [{ url: '/fails', error: 'Error: on purpose' }])
