@@ -64,7 +64,8 @@ export class RequestSession {
   // The one error after which the handler still runs, and may answer before a slow error handler does.
   #isTimedOut = false
   #isAnswering = false
-  #isInterrupted = false
+  // The headers of the answer that waits for its COMMIT, where an error has come behind it.
+  #interrupted: ReturnType<FastifyReply['getHeaders']> | undefined
   // An answer has passed our hook. In the 404 of `reply.callNotFound()` it passes twice.
   #hasLeft = false
   #isFinished = false
@@ -125,7 +126,7 @@ export class RequestSession {
     }
     if (this.#isAnswering && this.unit.outcome === 'commit') {
       // An answer waits for its COMMIT, which stands: a 500 in its place would be wrong about the rows.
-      this.#isInterrupted = true
+      this.#interrupted ??= this.#reply.getHeaders()
       this.#request.log.error({ err: error }, 'request-db: an error came after the answer, whose COMMIT is under way')
       return
     }
@@ -153,7 +154,6 @@ export class RequestSession {
     const isSecond = this.#isAnswering
     this.#isAnswering = true
     const { statusCode } = this.#reply
-    const headers = this.#reply.getHeaders()
     return new Promise((resolve, reject) => {
       const leave = (how: () => void) => {
         if (isSecond || this.#isFailed) return
@@ -162,11 +162,11 @@ export class RequestSession {
         how()
       }
       const commit = () => {
-        if (this.#isInterrupted) this.#restore(statusCode, headers)
+        if (this.#interrupted) this.#restore(statusCode, this.#interrupted)
         resolve()
       }
       const refuse = (error: { statusCode?: number }) => {
-        if (this.#isInterrupted) this.#reply.code(error.statusCode ?? 500)
+        if (this.#interrupted) this.#reply.code(error.statusCode ?? 500)
         reject(error)
       }
       settlement.then(
