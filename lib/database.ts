@@ -84,7 +84,8 @@ export class Database<DB> {
         })
       }
       const who = { method: '', route: 'ping', requestId: '' }
-      this.#pool.checkOut({ who, isEnding: false, granted, refused, lost: () => {}, evict: () => {} })
+      const deaf = { overdue: () => {}, lost: () => {}, evict: () => {} }
+      this.#pool.checkOut({ who, isEnding: false, canFollow: false, granted, refused, ...deaf })
     })
   }
 

@@ -66,12 +66,19 @@ export class Step {
   rowError: unknown
   /** Called when the server has answered this step, before its flight is through. */
   onComplete: (() => void) | undefined
-  /** Called once when its flight is through, or has failed. */
-  readonly onSettle: (error: unknown, step: Step) => void
+  readonly #onSettle: (error: unknown, step: Step) => void
+  #isSettled = false
 
+  /** `onSettle` is called once: when its flight is through, or has failed, or waits too long. */
   constructor(spec: StepSpec, onSettle: (error: unknown, step: Step) => void) {
     this.spec = spec
-    this.onSettle = onSettle
+    this.#onSettle = onSettle
+  }
+
+  settle(error: unknown): void {
+    if (this.#isSettled) return
+    this.#isSettled = true
+    this.#onSettle(error, this)
   }
 
   write(wire: Wire, binary: boolean): void {

@@ -32,6 +32,8 @@ export interface WaiterSnapshot extends Who {
 /** Counts since the pool was made. */
 export interface Totals {
   checkouts: number
+  /** Of `checkouts`, on a connection whose last session still waited for the answer to its COMMIT or ROLLBACK. */
+  handOvers: number
   /** Refused after `pool.timeoutMillis`. */
   timeouts: number
   /** Refused because `pool.maxWaiting` was reached. */
@@ -127,6 +129,7 @@ export class Ledger {
   readonly #waiters = new Map<object, { who: Who; since: number }>()
   readonly totals: Totals = {
     checkouts: 0,
+    handOvers: 0,
     timeouts: 0,
     saturated: 0,
     opened: 0,

@@ -8,34 +8,82 @@ export interface Borrower {
   readonly who: Who
   /** It needs the connection to COMMIT what may have been acknowledged: it is served while the pool closes. */
   readonly isEnding: boolean
+  /** It can make do with a connection whose last session waits for the answer to its COMMIT or ROLLBACK: `isBehind`. */
+  readonly canFollow: boolean
   granted(loan: Loan): void
   refused(error: RequestDbError): void
+  /** The last session's COMMIT or ROLLBACK is still unanswered, and your time to wait is over. */
+  overdue(reason: () => RequestDbError): void
   /** The connection died in your hands. The loan is over. */
   lost(death: Error): void
   /** The pool closes and cannot wait for you any longer. */
   evict(reason: RequestDbError): void
 }
 
-/** The loan of a connection, from check-out to check-in: the connection lives longer. */
+/** What a loan tells its lender. */
+export interface Lender {
+  /** The borrower has sent its COMMIT or ROLLBACK: the connection may be handed over to somebody who follows. */
+  offered(loan: Loan): void
+  caughtUp(loan: Loan): void
+  checkedIn(loan: Loan): void
+}
+
+/** The loan of a connection, from check-out to check-in or hand-over: the connection lives longer. */
 export class Loan {
   readonly connection: Connection
-  readonly borrower: Borrower
+  readonly checkOut: CheckOut
   readonly holding: Holding
-  readonly #onCheckIn: (loan: Loan) => void
-  #over = false
+  readonly #lender: Lender
+  #isBehind: boolean
+  #isOffered = false
+  #isOver = false
 
-  constructor(connection: Connection, borrower: Borrower, holding: Holding, onCheckIn: (loan: Loan) => void) {
+  constructor(connection: Connection, checkOut: CheckOut, holding: Holding, lender: Lender) {
     this.connection = connection
-    this.borrower = borrower
+    this.checkOut = checkOut
     this.holding = holding
-    this.#onCheckIn = onCheckIn
+    this.#lender = lender
+    this.#isBehind = !connection.quiet
+  }
+
+  get borrower(): Borrower {
+    return this.checkOut.borrower
+  }
+
+  /** The session before has handed the connection over and is not answered yet: what is sent now comes after that. */
+  get isBehind(): boolean {
+    return this.#isBehind
+  }
+
+  /** The connection is somebody else's, or nobody's. */
+  get isOver(): boolean {
+    return this.#isOver
+  }
+
+  /** COMMIT or ROLLBACK is on the wire: the connection is for whoever waits for one. One at a time waits behind another. */
+  offer(): void {
+    this.#isOffered = true
+    if (!this.#isBehind && !this.#isOver) this.#lender.offered(this)
+  }
+
+  /** The session before has been answered. */
+  caughtUp(): void {
+    if (!this.#isBehind) return
+    this.#isBehind = false
+    this.#lender.caughtUp(this)
+    if (this.#isOffered && !this.#isOver) this.#lender.offered(this)
+  }
+
+  /** The connection is another's from now on. */
+  handOver(): void {
+    this.#isOver = true
   }
 
   /** Gives the connection back. Safe to call twice. What state it is in is for the pool to find out. */
   checkIn(): void {
-    if (this.#over) return
-    this.#over = true
-    this.#onCheckIn(this)
+    if (this.#isOver) return
+    this.#isOver = true
+    this.#lender.checkedIn(this)
   }
 }
 

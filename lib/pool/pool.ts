@@ -2,7 +2,7 @@ import { PoolClosed, PoolSaturated, PoolTimeout, type RequestDbError, sqlStateOf
 import type { EffectivePoolOptions } from '../options.ts'
 import { Connection } from './connection.ts'
 import { Ledger, type Snapshot } from './ledger.ts'
-import { type Borrower, CheckOut, Loan, type SlotListener } from './loan.ts'
+import { type Borrower, CheckOut, type Lender, Loan, type SlotListener } from './loan.ts'
 import { now, Queue } from './queue.ts'
 
 /**
@@ -17,6 +17,8 @@ export class Pool {
   // The last one used is taken first: it needs no ping, and the others may grow old enough to be replaced.
   readonly #idle: Connection[] = []
   readonly #loans = new Map<Connection, Loan>()
+  // COMMIT or ROLLBACK is on the wire, and nobody waits yet: the next who would have to may follow there.
+  readonly #offers = new Set<Loan>()
   // How to give up each connection that is being opened or pinged, and the goodbyes that are not answered yet.
   readonly #connecting = new Map<CheckOut, () => void>()
   readonly #goodbyes = new Set<Promise<void>>()
@@ -25,12 +27,18 @@ export class Pool {
       if (left !== undefined) this.#deliver(checkOut, left)
       else this.#obtain(checkOut)
     },
-    slotRefused: (checkOut, why) => this.#refuse(checkOut, this.#refusal(why)),
+    slotRefused: (checkOut, why) => {
+      if (checkOut.over) checkOut.borrower.overdue(() => this.#refusal(why))
+      else this.#refuse(checkOut, this.#refusal(why))
+    },
   }
-  readonly #checkIn = (loan: Loan): void => {
-    this.#loans.delete(loan.connection)
-    this.ledger.checkedIn(loan.holding)
-    this.#put(loan.connection)
+  readonly #lender: Lender = {
+    offered: (loan) => this.#offer(loan),
+    caughtUp: (loan) => this.#queue.caughtUp(loan.checkOut),
+    checkedIn: (loan) => {
+      this.#end(loan)
+      this.#put(loan.connection)
+    },
   }
   #state: 'open' | 'closing' | 'closed' = 'open'
   #isClosing = false
@@ -50,7 +58,9 @@ export class Pool {
   /** Asks for a connection. The borrower may be called before this returns. What is returned is for `cancel`. */
   checkOut(borrower: Borrower): CheckOut {
     const checkOut = new CheckOut(borrower, this.#slots)
+    const [offer] = this.#offers
     if (this.#isOver(borrower)) this.#refuse(checkOut, new PoolClosed(this.options.name))
+    else if (offer && this.#queue.isFull && this.#canFollow(checkOut, offer)) this.#handOver(offer, checkOut)
     else this.#queue.enter(checkOut)
     if (!checkOut.over) this.ledger.waits(checkOut, borrower.who)
     return checkOut
@@ -216,9 +226,36 @@ export class Pool {
     this.ledger.waitsNoMore(checkOut)
     const { borrower } = checkOut
     const holding = this.ledger.checkedOut(borrower.who, connection.pid)
-    const loan = new Loan(connection, borrower, holding, this.#checkIn)
+    const loan = new Loan(connection, checkOut, holding, this.#lender)
     this.#loans.set(connection, loan)
     borrower.granted(loan)
+  }
+
+  // COMMIT or ROLLBACK of `loan` is on the wire.
+  #offer(loan: Loan): void {
+    const head = this.#queue.head as CheckOut | undefined
+    if (head === undefined) this.#offers.add(loan)
+    else if (this.#canFollow(head, loan)) this.#handOver(loan, head)
+  }
+
+  // Who follows waits a little, which is not for who must not wait at all, nor for a pool that closes.
+  #canFollow({ borrower }: CheckOut, { connection }: Loan): boolean {
+    const isWaitingFine = this.options.timeoutMillis > 0 && this.#graceTimer === undefined
+    return isWaitingFine && borrower.canFollow && !connection.expired && connection.death === undefined
+  }
+
+  #handOver(loan: Loan, to: CheckOut): void {
+    this.#end(loan)
+    loan.handOver()
+    this.ledger.totals.handOvers++
+    this.#queue.handOver(to, loan.connection)
+  }
+
+  #end(loan: Loan): void {
+    this.#loans.delete(loan.connection)
+    this.#offers.delete(loan)
+    this.#queue.caughtUp(loan.checkOut)
+    this.ledger.checkedIn(loan.holding)
   }
 
   // A connection with its slot comes free: on to the next waiter, or to the idle ones, or away with it.

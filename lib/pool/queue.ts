@@ -2,7 +2,10 @@
 export interface Waiter<T> {
   /** A slot is yours, and with it what its last owner left there, if anything. */
   granted(left: T | undefined): void
-  /** There will be no slot for you. `waitedMillis` is how long you stood here. */
+  /**
+   * There will be no slot for you. `waitedMillis` is how long you stood here. Called after `granted` only for who was
+   * handed a slot before its last owner was done, and has waited too long for that.
+   */
   refused(why: 'timeout' | 'saturated' | 'closed', waitedMillis: number): void
 }
 
@@ -25,6 +28,8 @@ export class Queue<T> {
   // Insertion order is the order of the queue, and a waiter who leaves from the middle costs nothing.
   readonly #places = new Set<Place<T>>()
   readonly #placeOf = new Map<Waiter<T>, Place<T>>()
+  // Who has a slot whose last owner is not done with it: they wait still. In the order of asking, as all get theirs so.
+  readonly #followers = new Map<Waiter<T>, Place<T>>()
   #taken = 0
   #timer: NodeJS.Timeout | undefined
   #isSpared: ((waiter: Waiter<T>) => boolean) | undefined
@@ -42,6 +47,16 @@ export class Queue<T> {
   /** Slots that are taken now. */
   get taken(): number {
     return this.#taken
+  }
+
+  /** Who has waited longest for a slot. */
+  get head(): Waiter<T> | undefined {
+    return this.#head()?.waiter
+  }
+
+  /** A newcomer would have to wait. */
+  get isFull(): boolean {
+    return this.#places.size > 0 || this.#taken >= this.#capacity
   }
 
   /** Takes a slot, now or later, or is refused. */
@@ -77,6 +92,24 @@ export class Queue<T> {
     return true
   }
 
+  /**
+   * Passes the slot to `waiter`, the longest waiter or, where nobody waits, a newcomer, before its owner is done with it.
+   * The time until `caughtUp` is waiting time.
+   */
+  handOver(waiter: Waiter<T>, left: T): void {
+    const place = this.#placeOf.get(waiter) ?? { waiter, since: now() }
+    this.#followers.set(waiter, place)
+    this.#remove(place)
+    this.#watchHead()
+    waiter.granted(left)
+  }
+
+  /** The owner before `waiter` is done, or `waiter` is. */
+  caughtUp(waiter: Waiter<T>): void {
+    this.#followers.delete(waiter)
+    this.#unwatch()
+  }
+
   /** Gives the slot back, empty. */
   leave(): void {
     const place = this.#head()
@@ -101,10 +134,13 @@ export class Queue<T> {
   #remove(place: Place<T>): void {
     this.#places.delete(place)
     this.#placeOf.delete(place.waiter)
-    if (this.#places.size === 0 && this.#timer !== undefined) {
-      clearTimeout(this.#timer)
-      this.#timer = undefined
-    }
+    this.#unwatch()
+  }
+
+  #unwatch(): void {
+    if (this.#places.size + this.#followers.size > 0 || this.#timer === undefined) return
+    clearTimeout(this.#timer)
+    this.#timer = undefined
   }
 
   #refuse(place: Place<T>, why: 'timeout' | 'closed'): void {
@@ -115,7 +151,7 @@ export class Queue<T> {
   // All wait equally long, so the head's is the only deadline there is to watch.
   #watchHead(): void {
     if (this.#timer !== undefined) return
-    const head = this.#head()
+    const head: Place<T> | undefined = this.#followers.values().next().value ?? this.#head()
     if (head === undefined) return
     this.#timer = setTimeout(
       // One turn of the event loop before the verdict: a connection may have come back while the app computed.
@@ -128,6 +164,10 @@ export class Queue<T> {
     clearTimeout(this.#timer)
     this.#timer = undefined
     const due = now() - this.#timeoutMillis
+    for (const [waiter, { since }] of [...this.#followers]) {
+      if (since > due) break
+      if (this.#followers.delete(waiter)) waiter.refused('timeout', now() - since)
+    }
     for (const place of [...this.#places]) {
       if (place.since > due) break
       // A refusal may have moved others along.

@@ -1,4 +1,4 @@
-import { ConnectionLost, type RequestDbError, SessionEnded, TransactionAborted } from '../errors.ts'
+import { ConnectionLost, type RequestDbError, SessionEnded, sqlStateOf, TransactionAborted } from '../errors.ts'
 import { type Flight, type FlightListener, Step, type TransactionStatus } from '../pool/flight.ts'
 import type { Who } from '../pool/ledger.ts'
 import type { Borrower, CheckOut, Loan } from '../pool/loan.ts'
@@ -6,6 +6,7 @@ import type { Pool } from '../pool/pool.ts'
 import { endsTransaction, tellLanded, tellLost } from './outcome.ts'
 
 const CANCEL_AGAIN_MILLIS = 500
+const IN_FAILED_TRANSACTION = '25P02'
 
 /** How transactions begin on a link, and who is told when it is cut. */
 export interface LinkOptions {
@@ -43,6 +44,8 @@ export class Link implements Borrower, FlightListener {
   #loan: Loan | undefined
   #settings: Step | undefined
   #boarded: Step[] = []
+  // The app's part of the first flight.
+  #first: Step[] = []
   #held: Step[][] = []
   #replayable = true
   #replaying = false
@@ -53,6 +56,7 @@ export class Link implements Borrower, FlightListener {
   // COMMIT or ROLLBACK, from its boarding to its answer.
   #final: Step | undefined
   #cancelling: Promise<void> | undefined
+  #hasCancelled = false
   #deadline: NodeJS.Timeout | undefined
   #maxTimer: NodeJS.Timeout | undefined
   #onChange: (() => void)[] = []
@@ -104,7 +108,7 @@ export class Link implements Borrower, FlightListener {
   /** Sends the steps under one Sync, now or when it can be. Each is told its outcome, and nobody else. */
   post(steps: Step[], final?: Step): void {
     this.#final ??= final
-    if (this.doom !== undefined) for (const step of steps) step.onSettle(this.doom, step)
+    if (this.doom !== undefined) for (const step of steps) step.settle(this.doom)
     else if (this.#phase === 'idle') this.#board(steps)
     else if (this.#phase === 'boarding') this.#boarded.push(...steps)
     else if (this.#phase === 'departed') this.#held.push(steps)
@@ -112,7 +116,7 @@ export class Link implements Borrower, FlightListener {
   }
 
   /** Sends the steps that `make` makes; resolves when the one that was given `settle` has its answer. */
-  posted(make: (settle: Step['onSettle']) => Step[]): Promise<void> {
+  posted(make: (settle: (error: unknown) => void) => Step[]): Promise<void> {
     return new Promise((resolve, reject) => {
       this.post(make((error) => (error === undefined ? resolve() : reject(error))))
     })
@@ -186,6 +190,7 @@ export class Link implements Borrower, FlightListener {
   cancel(): Promise<void> {
     const connection = this.#loan?.connection
     if (connection === undefined || this.#phase !== 'open' || this.#final !== undefined) return Promise.resolve()
+    this.#hasCancelled = true
     this.#cancelling ??= new Promise<void>((resolve) => {
       this.pool.ledger.totals.cancels++
       connection.cancel(this.pool.options.settleTimeoutMillis, (certain) => {
@@ -236,6 +241,7 @@ export class Link implements Borrower, FlightListener {
     this.#phase = 'idle'
     this.inTransaction = false
     this.#failed = false
+    this.#hasCancelled = false
     this.doom = undefined
     this.#changed()
   }
@@ -303,7 +309,9 @@ export class Link implements Borrower, FlightListener {
   }
 
   #depart(begin: string, loan: Loan): void {
-    const steps = this.#boarded.splice(0)
+    const steps = this.#boarded
+    this.#boarded = []
+    this.#first = steps
     this.#phase = 'departed'
     loan.holding.inTransaction = true
     // Flush: the server tells early that it has begun, even if the first statement takes long.
@@ -316,8 +324,22 @@ export class Link implements Borrower, FlightListener {
     this.#checkOut = undefined
     this.#phase = 'idle'
     this.#refusal = error
-    for (const step of [...this.#boarded.splice(0), ...this.#held.splice(0).flat()]) step.onSettle(error, step)
+    for (const step of [...this.#boarded.splice(0), ...this.#held.splice(0).flat()]) step.settle(error)
     this.#changed()
+  }
+
+  /** An autocommit session has no BEGIN whose answer would tell it apart from the session before. */
+  get canFollow(): boolean {
+    return this.isTransactional
+  }
+
+  overdue(reason: () => RequestDbError): void {
+    // A COMMIT on its way cannot be called back.
+    if (this.#phase !== 'departed' || this.#final !== undefined || this.doom !== undefined) return
+    this.#replayable = false
+    this.doom = reason()
+    for (const step of this.#first) step.settle(this.doom)
+    this.#refuseHeld()
   }
 
   lost(death: Error): void {
@@ -348,14 +370,20 @@ export class Link implements Borrower, FlightListener {
 
   flightLanded(flight: Flight, status: TransactionStatus): void {
     const { name } = this.pool.options
+    if (this.#isObstructed(flight)) {
+      this.#departAgain()
+      return
+    }
     if (this.#phase === 'departed') {
       // BEGIN itself was refused: there is no transaction, and nothing may pass as if there were.
       this.#phase = 'open'
-      this.doom = new TransactionAborted(name, 'BEGIN failed', { cause: flight.error })
+      this.doom ??= new TransactionAborted(name, 'BEGIN failed', { cause: flight.error })
       this.#refuseHeld()
     }
-    this.#landed(this.inTransaction && flight.steps.some(endsTransaction) ? 'I' : status, this.#hasFinal(flight))
+    const isEnd = this.#hasFinal(flight)
+    this.#landed(this.inTransaction && flight.steps.some(endsTransaction) ? 'I' : status, isEnd)
     tellLanded(flight, name)
+    if (isEnd && this.#loan?.isOver) this.#part(this.#loan, status)
     this.#changed()
   }
 
@@ -363,15 +391,44 @@ export class Link implements Borrower, FlightListener {
     const killedByUs = this.#loan?.connection.killed === true
     if (this.#phase === 'departed' && this.#replayable && !killedByUs && !this.#hasFinal(flight)) {
       this.#replaying = true
-      this.#boarded = flight.steps.filter((step) => !step.spec.prefix)
+      this.#boarded = this.#first
       return
     }
     // What leaves a transaction open is undone with it; only what ends one, or needs none, can have been kept.
     const isDecisive = (step: Step) => !this.isTransactional || (step === this.#final && step.spec.text === 'COMMIT')
     tellLost(flight, death, reached, this.pool.options.name, isDecisive)
+    // The pool tells only whom the connection has been handed over to.
+    if (this.#loan?.isOver) this.lost(death)
   }
 
   // Inside
+
+  // The session before handed over a transaction that had failed, as only its own COMMIT could tell. Nothing was done.
+  #isObstructed({ at, error }: Flight): boolean {
+    const isFirst = this.#phase === 'departed' && this.#loan?.isBehind === true && this.doom === undefined
+    return isFirst && at === 0 && sqlStateOf(error) === IN_FAILED_TRANSACTION
+  }
+
+  // Behind the ROLLBACK that the session before has sent by now.
+  #departAgain(): void {
+    const loan = this.#loan as Loan
+    this.#underWay--
+    loan.caughtUp()
+    this.#boarded = this.#first
+    this.#depart(this.options.begin as string, loan)
+  }
+
+  // The connection has been handed over; nobody else would end what is left open on it.
+  #part({ connection }: Loan, status: TransactionStatus): void {
+    if (status !== 'I') {
+      this.pool.ledger.totals.rollbacks++
+      connection.send([new Step({ text: 'ROLLBACK' }, () => {})], { flightLanded: () => {}, flightLost: () => {} })
+    }
+    this.#loan = undefined
+    this.#phase = 'idle'
+    this.inTransaction = false
+    this.#failed = false
+  }
 
   #hasFinal(flight: Flight): boolean {
     return this.#final !== undefined && flight.steps.includes(this.#final)
@@ -403,17 +460,25 @@ export class Link implements Borrower, FlightListener {
   }
 
   #send(steps: Step[]): void {
-    const { connection, holding } = this.#loan as Loan
-    if (this.#final !== undefined && steps.includes(this.#final)) this.arm(this.#final.spec.text ?? '')
+    const loan = this.#loan as Loan
+    const { connection, holding } = loan
+    const isEnd = this.#final !== undefined && steps.includes(this.#final)
+    if (isEnd) {
+      clearTimeout(this.#maxTimer)
+      this.arm(this.#final?.spec.text ?? '')
+    }
     this.#underWay++
     const asked = steps.filter((step) => step.spec.describe)
     holding.busy(asked.length, asked[asked.length - 1]?.spec.text ?? '')
     connection.send(steps, this)
+    // Who has cancelled keeps the connection until it is certain that the cancel hits nobody else.
+    if (isEnd && !this.#hasCancelled) loan.offer()
   }
 
   #begun(): void {
     this.inTransaction = true
     this.#phase = 'open'
+    this.#loan?.caughtUp()
     for (const steps of this.#held.splice(0)) this.#send(steps)
     this.#changed()
   }
@@ -440,7 +505,7 @@ export class Link implements Borrower, FlightListener {
   }
 
   #refuseHeld(): void {
-    for (const step of this.#held.splice(0).flat()) step.onSettle(this.doom, step)
+    for (const step of this.#held.splice(0).flat()) step.settle(this.doom)
   }
 
   #changed(): void {

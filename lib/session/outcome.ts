@@ -11,7 +11,7 @@ export function endsTransaction({ spec, result }: Step): boolean {
 /** Tells the steps of a flight what the server answered: results, one refusal, and nothing for the rest. */
 export function tellLanded({ steps, error, at }: Flight, pool: string): void {
   if (error === undefined) {
-    for (const step of steps) step.onSettle(step.rowError, step)
+    for (const step of steps) step.settle(step.rowError)
     return
   }
   // Where a flight is a transaction of its own, what fails at its end comes after the last step.
@@ -20,7 +20,7 @@ export function tellLanded({ steps, error, at }: Flight, pool: string): void {
   const why = 'a statement sent together with this one failed'
   const skipped = steps[refused]?.spec.prefix ? error : new TransactionAborted(pool, why, { cause: error })
   for (const [index, step] of steps.entries()) {
-    step.onSettle(index < refused ? step.rowError : index === refused ? error : skipped, step)
+    step.settle(index < refused ? step.rowError : index === refused ? error : skipped)
   }
 }
 
@@ -38,14 +38,14 @@ export function tellLost(
   const lost = new ConnectionLost(pool, { cause: death })
   const unknown = new CommitUnknown(pool, { cause: death })
   for (const [index, step] of steps.entries()) {
-    if (!reached || !isDecisive(step)) step.onSettle(lost, step)
+    if (!reached || !isDecisive(step)) step.settle(lost)
     else if (step.spec.text === 'COMMIT') {
       // The server answers in order: a goodbye before COMMIT's turn means that it was never run.
       const never = sqlStateOf(death) !== undefined && at < index
-      step.onSettle(step.completed ? undefined : never ? lost : unknown, step)
+      step.settle(step.completed ? undefined : never ? lost : unknown)
     } else {
       // A transaction of its own ends behind its last answer; a goodbye before that answer has undone it.
-      step.onSettle(sqlStateOf(death) !== undefined && !step.completed ? lost : unknown, step)
+      step.settle(sqlStateOf(death) !== undefined && !step.completed ? lost : unknown)
     }
   }
 }

@@ -475,9 +475,9 @@ export class UnitOfWork {
   }
 }
 
-function alsoTell(step: Step, settle: Step['onSettle']): Step {
+function alsoTell(step: Step, settle: (error: unknown) => void): Step {
   return new Step(step.spec, (error) => {
-    step.onSettle(error, step)
-    settle(error, step)
+    step.settle(error)
+    settle(error)
   })
 }

@@ -7,21 +7,64 @@ const WHO = { method: 'GET', route: '/', requestId: '1' }
 const borrower: Borrower = {
   who: WHO,
   isEnding: false,
+  canFollow: false,
   granted: () => {},
   refused: () => {},
+  overdue: () => {},
   lost: () => {},
   evict: () => {},
 }
-const connection = { pid: 1 } as Connection
+const connection = { pid: 1, quiet: true } as Connection
+
+const listener = { slotGranted: () => {}, slotRefused: () => {} }
+
+/** A loan of `lent`, and what its lender is told. */
+function lend(lent: Connection) {
+  const told: string[] = []
+  const holding = new Ledger().checkedOut(WHO, 1)
+  const lender = {
+    offered: () => told.push('offered'),
+    caughtUp: () => told.push('caught up'),
+    checkedIn: () => told.push('checked in'),
+  }
+  return { told, loan: new Loan(lent, new CheckOut(borrower, listener), holding, lender) }
+}
 
 t.test('a loan is given back once, however often it is tried', async (t) => {
-  const given: Loan[] = []
-  const holding = new Ledger().checkedOut(WHO, 1)
-  const loan = new Loan(connection, borrower, holding, (back) => given.push(back))
-  t.match(loan, { connection, borrower, holding })
+  const { loan, told } = lend(connection)
+  t.match(loan, { connection, borrower, isBehind: false, isOver: false })
   loan.checkIn()
   loan.checkIn()
-  t.strictSame(given, [loan])
+  t.strictSame(told, ['checked in'])
+  t.equal(loan.isOver, true)
+})
+
+t.test('a loan that was handed over is not given back', async (t) => {
+  const { loan, told } = lend(connection)
+  loan.offer()
+  loan.handOver()
+  loan.checkIn()
+  loan.offer()
+  t.strictSame(told, ['offered'])
+})
+
+t.test('a loan behind another is offered once that is answered', async (t) => {
+  const { loan, told } = lend({ pid: 1, quiet: false } as Connection)
+  t.equal(loan.isBehind, true)
+  loan.offer()
+  t.strictSame(told, [])
+  loan.caughtUp()
+  loan.caughtUp()
+  t.strictSame(told, ['caught up', 'offered'])
+  t.equal(loan.isBehind, false)
+})
+
+t.test('a loan that is over is not offered when it catches up', async (t) => {
+  const { loan, told } = lend({ pid: 1, quiet: false } as Connection)
+  loan.offer()
+  loan.checkIn()
+  loan.caughtUp()
+  t.strictSame(told, ['checked in', 'caught up'])
 })
 
 t.test('a check-out hands on what becomes of its place in the queue', async (t) => {

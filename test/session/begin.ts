@@ -28,7 +28,7 @@ t.test('settings are one statement whose names and values are parameters', async
     values: ['app.tenant', "o'brien", 'app.n', '1', 'app.b', 'false'],
     prefix: true,
   })
-  t.equal(step?.onSettle(undefined, step), undefined)
+  t.equal(step?.settle(undefined), undefined)
   t.equal(settingsStep({}), undefined)
 })
 

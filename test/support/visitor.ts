@@ -6,6 +6,7 @@ export class Visitor implements Borrower {
   readonly who
   readonly told: unknown[] = []
   isEnding = false
+  canFollow = false
   loan: Loan | undefined
   error: RequestDbError | undefined
   onGranted = (_loan: Loan) => {}
@@ -21,6 +22,10 @@ export class Visitor implements Borrower {
   refused(error: RequestDbError): void {
     this.error = error
     this.told.push(error.code.replace('FST_REQUEST_DB_', ''))
+  }
+  overdue(reason: () => RequestDbError): void {
+    this.error = reason()
+    this.told.push('overdue')
   }
   lost(death: Error): void {
     this.told.push(['lost', death.message])
