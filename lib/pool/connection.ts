@@ -1,3 +1,4 @@
+import type { Duplex } from 'node:stream'
 import pg from 'pg'
 import { NestedConflict } from '../errors.ts'
 import { type CancelTarget, cancelOnServer } from './cancel.ts'
@@ -14,7 +15,10 @@ import { now } from './queue.ts'
 /** What we need of pg's client beyond what @types/pg knows. */
 interface Client extends Omit<pg.Client, 'pipeline' | 'connection' | 'ssl'> {
   pipeline: boolean
-  readonly connection: Wire
+  readonly connection: Wire & {
+    readonly stream: Duplex
+    on(event: 'readyForQuery', listener: (message: { status: TransactionStatus }) => void): void
+  }
   readonly processID: number
   readonly secretKey: number
   readonly ssl: unknown
@@ -49,6 +53,38 @@ function watch(millis: number, onTimeout: () => void): () => void {
     clearTimeout(timer)
     clearImmediate(immediate)
   }
+}
+
+/**
+ * Collects what is written during a turn of the event loop and sends it in one piece: a system call costs more than all
+ * the rest of a small statement, and a COMMIT and the next session's first flight often leave in the same turn.
+ */
+class Packet {
+  readonly writable = true
+  readonly #stream: Duplex
+  #chunks: Buffer[] = []
+
+  constructor(stream: Duplex) {
+    this.#stream = stream
+  }
+
+  write(chunk: Buffer): boolean {
+    if (this.#chunks.length === 0) process.nextTick(this.#leave)
+    this.#chunks.push(chunk)
+    return true
+  }
+
+  readonly #leave = (): void => {
+    const chunks = this.#chunks
+    this.#chunks = []
+    if (this.#stream.writable) this.#stream.write(Buffer.concat(chunks))
+  }
+}
+
+/** pg's own serializer, writing into a packet instead of the socket. */
+function packing(connection: Client['connection']): Wire {
+  const stream = { value: new Packet(connection.stream) }
+  return Object.create(connection, { stream }) as Wire
 }
 
 /**
@@ -120,7 +156,12 @@ export class Connection {
     this.#config = config
     this.pid = client.processID
     this.expiresAt = expiresAt
-    this.#target = { types: client._types, binary: client.binary, onFatal: (error) => this.#die(error, true) }
+    this.#target = {
+      wire: packing(client.connection),
+      types: client._types,
+      binary: client.binary,
+      onFatal: (error) => this.#die(error, true),
+    }
     client.pipeline = true
     client.on('error', (error: Error) => this.#die(error, false))
     client.connection.on('readyForQuery', ({ status }) => this.#ready(status))
@@ -153,12 +194,17 @@ export class Connection {
     return flight
   }
 
-  /** Sends a bare Sync; true when it was answered in time. A connection that was not is dead from then on. */
+  /** Sends a bare Sync; true when it was answered in time. */
   ping(timeoutMillis: number, done: (alive: boolean) => void): void {
+    this.sendWithin(timeoutMillis, 'a ping', [], done)
+  }
+
+  /** Sends the steps; true when they were answered in time. A connection that was late is dead from then on. */
+  sendWithin(timeoutMillis: number, what: string, steps: readonly Step[], done: (alive: boolean) => void): void {
     const timer = setTimeout(() => {
       // One turn of the event loop before the verdict: the answer may lie there while the app computed.
       setImmediate(() => {
-        if (pending) this.kill(new Error(`No answer to a ping within ${timeoutMillis} ms`))
+        if (pending) this.kill(new Error(`No answer to ${what} within ${timeoutMillis} ms`))
       })
     }, timeoutMillis)
     let pending = true
@@ -167,7 +213,7 @@ export class Connection {
       clearTimeout(timer)
       done(alive)
     }
-    this.send([], { flightLanded: () => end(true), flightLost: () => end(false) })
+    this.send(steps, { flightLanded: () => end(true), flightLost: () => end(false) })
   }
 
   /** Has the server stop what this connection runs. See `cancelOnServer`. */

@@ -1,9 +1,7 @@
-import type { Duplex } from 'node:stream'
 import pg from 'pg'
 
-/** What pg-protocol's serializer takes from us, beyond what @types/pg knows. */
+/** What pg's connection serializes for us, beyond what @types/pg knows. */
 export interface Wire {
-  readonly stream: Pick<Duplex, 'cork' | 'uncork' | 'destroy' | 'on'>
   parse(message: { text: string }): void
   bind(message: { portal: string; values: unknown[]; binary: boolean }): void
   describe(message: { type: 'P'; name: string }): void
@@ -11,7 +9,6 @@ export interface Wire {
   close(message: { type: 'P'; name: string }): void
   flush(): void
   sync(): void
-  on(event: 'readyForQuery', listener: (message: { status: TransactionStatus }) => void): void
 }
 
 /** I idle, T in a transaction, E in a failed one: the server's own word, sent with every ReadyForQuery. */
@@ -117,9 +114,7 @@ export class Flight extends Query {
   /** What the server refused the step `at` with. */
   error: Error | undefined
   readonly #listener: FlightListener
-  readonly #types: unknown
-  readonly #binary: boolean
-  readonly #onFatal: (error: Error) => void
+  readonly #to: FlightTarget
   #over = false
   onReady: (() => void) | undefined
 
@@ -127,16 +122,13 @@ export class Flight extends Query {
     super({ text: '' })
     this.steps = steps
     this.#listener = listener
-    this.#types = to.types
-    this.#binary = to.binary
-    this.#onFatal = to.onFatal
+    this.#to = to
   }
 
-  submit(wire: Wire): void {
-    wire.stream.cork()
-    for (const step of this.steps) step.write(wire, this.#binary)
+  submit(): void {
+    const { wire, binary } = this.#to
+    for (const step of this.steps) step.write(wire, binary)
     wire.sync()
-    wire.stream.uncork()
   }
 
   handleRowDescription(message: { fields: unknown[] }): void {
@@ -171,7 +163,7 @@ export class Flight extends Query {
 
   /** The server now takes rows for commands and ignores our Sync: there is no way back to an orderly connection. */
   handleCopyInResponse(): void {
-    this.#onFatal(new Error('COPY FROM STDIN needs the raw client: use withClient(fn)'))
+    this.#to.onFatal(new Error('COPY FROM STDIN needs the raw client: use withClient(fn)'))
   }
 
   handleCopyData(): void {}
@@ -180,7 +172,7 @@ export class Flight extends Query {
   handleError(error: Error): void {
     if (this.#over) return
     this.error ??= error
-    if (isFatal(error)) this.#onFatal(this.error)
+    if (isFatal(error)) this.#to.onFatal(this.error)
   }
 
   /** For who drives the client alone. Else the connection counts: after an error pg does not pass ReadyForQuery on. */
@@ -203,7 +195,7 @@ export class Flight extends Query {
   #result(): Result | undefined {
     const step = this.steps[this.at]
     if (step === undefined) return undefined
-    step.result ??= new Result(undefined, this.#types)
+    step.result ??= new Result(undefined, this.#to.types)
     return step.result
   }
 
@@ -217,6 +209,7 @@ export class Flight extends Query {
 
 /** What a flight must know of the connection it leaves on. */
 export interface FlightTarget {
+  readonly wire: Wire
   readonly types: unknown
   readonly binary: boolean
   readonly onFatal: (error: Error) => void

@@ -54,9 +54,9 @@ export class Queue<T> {
     return this.#head()?.waiter
   }
 
-  /** A newcomer would have to wait. */
+  /** A newcomer would have to wait, with nobody before it. */
   get isFull(): boolean {
-    return this.#places.size > 0 || this.#taken >= this.#capacity
+    return this.#places.size === 0 && this.#taken >= this.#capacity
   }
 
   /** Takes a slot, now or later, or is refused. */

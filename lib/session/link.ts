@@ -57,6 +57,7 @@ export class Link implements Borrower, FlightListener {
   #final: Step | undefined
   #cancelling: Promise<void> | undefined
   #hasCancelled = false
+  #hasLeft = false
   #deadline: NodeJS.Timeout | undefined
   #maxTimer: NodeJS.Timeout | undefined
   #onChange: (() => void)[] = []
@@ -125,7 +126,7 @@ export class Link implements Borrower, FlightListener {
   /** Sends the steps and has a connection, with a transaction where there are any, and nothing under way on it. */
   async take(steps: Step[]): Promise<void> {
     this.post(steps)
-    await this.quiet()
+    await this.quietOrDoomed()
     const error = this.doom ?? this.#refusal
     if (error !== undefined) throw error
   }
@@ -143,9 +144,9 @@ export class Link implements Borrower, FlightListener {
     return { error, tag: final?.result?.command }
   }
 
-  /** Resolves when everything sent has been answered, or cannot be any more. */
-  quiet(): Promise<void> {
-    return this.#until(() => this.isQuiet)
+  /** Resolves when everything sent has been answered, or no answer can save it any more. */
+  quietOrDoomed(): Promise<void> {
+    return this.#until(() => this.isQuiet || this.doom !== undefined)
   }
 
   /** Resolves when the connection is given back. */
@@ -157,9 +158,13 @@ export class Link implements Borrower, FlightListener {
 
   /** Nothing more will be sent: gives up waiting for a connection, refuses what waited with it. */
   leaveQueue(reason: () => RequestDbError): void {
-    this.#replayable = false
+    this.#hasLeft = true
     if (this.#checkOut !== undefined) this.pool.cancel(this.#checkOut)
-    if (this.#phase === 'boarding') this.refused(reason())
+    if (this.#phase !== 'boarding') return
+    const loan = this.#loan
+    this.refused(reason())
+    // It was handed over in this very moment. What is under way on it is another's, so it has to be waited for.
+    if (loan?.isBehind) this.#depart(this.options.begin as string, loan)
   }
 
   /**
@@ -291,11 +296,8 @@ export class Link implements Borrower, FlightListener {
   granted(loan: Loan): void {
     this.#checkOut = undefined
     this.#loan = loan
-    const { begin, maxSessionMillis, onEvict } = this.options
-    if (maxSessionMillis) {
-      const why = `it held its connection for longer than maxSessionMillis (${maxSessionMillis})`
-      this.#maxTimer = setTimeout(() => onEvict(new SessionEnded(this.pool.options.name, why)), maxSessionMillis)
-    }
+    const { begin } = this.options
+    if (!loan.isBehind) this.#startMaxTimer()
     if (begin === undefined) {
       this.#phase = 'open'
       this.#sendAll(this.#boarded.splice(0))
@@ -306,6 +308,13 @@ export class Link implements Borrower, FlightListener {
     queueMicrotask(() => {
       if (this.#loan === loan && this.#phase === 'boarding') this.#depart(begin, loan)
     })
+  }
+
+  #startMaxTimer(): void {
+    const { maxSessionMillis, onEvict } = this.options
+    if (!maxSessionMillis) return
+    const why = `it held its connection for longer than maxSessionMillis (${maxSessionMillis})`
+    this.#maxTimer = setTimeout(() => onEvict(new SessionEnded(this.pool.options.name, why)), maxSessionMillis)
   }
 
   #depart(begin: string, loan: Loan): void {
@@ -335,11 +344,12 @@ export class Link implements Borrower, FlightListener {
 
   overdue(reason: () => RequestDbError): void {
     // A COMMIT on its way cannot be called back.
-    if (this.#phase !== 'departed' || this.#final !== undefined || this.doom !== undefined) return
-    this.#replayable = false
+    if (this.#phase !== 'departed' || this.#final !== undefined || this.#hasLeft) return
+    this.#hasLeft = true
     this.doom = reason()
     for (const step of this.#first) step.settle(this.doom)
     this.#refuseHeld()
+    this.#changed()
   }
 
   lost(death: Error): void {
@@ -389,7 +399,7 @@ export class Link implements Borrower, FlightListener {
 
   flightLost(flight: Flight, death: Error, reached: boolean): void {
     const killedByUs = this.#loan?.connection.killed === true
-    if (this.#phase === 'departed' && this.#replayable && !killedByUs && !this.#hasFinal(flight)) {
+    if (this.#phase === 'departed' && this.#replayable && !this.#hasLeft && !killedByUs && !this.#hasFinal(flight)) {
       this.#replaying = true
       this.#boarded = this.#first
       return
@@ -422,7 +432,8 @@ export class Link implements Borrower, FlightListener {
   #part({ connection }: Loan, status: TransactionStatus): void {
     if (status !== 'I') {
       this.pool.ledger.totals.rollbacks++
-      connection.send([new Step({ text: 'ROLLBACK' }, () => {})], { flightLanded: () => {}, flightLost: () => {} })
+      const rollback = new Step({ text: 'ROLLBACK' }, () => {})
+      connection.sendWithin(this.pool.options.settleTimeoutMillis, 'ROLLBACK', [rollback], () => {})
     }
     this.#loan = undefined
     this.#phase = 'idle'
@@ -438,6 +449,7 @@ export class Link implements Borrower, FlightListener {
     this.#phase = 'boarding'
     this.#boarded.push(...steps)
     this.#replayable = this.isTransactional
+    this.#hasLeft = false
     this.#refusal = undefined
     try {
       this.#settings = this.options.settings()
@@ -478,7 +490,10 @@ export class Link implements Borrower, FlightListener {
   #begun(): void {
     this.inTransaction = true
     this.#phase = 'open'
-    this.#loan?.caughtUp()
+    if (this.#loan?.isBehind) {
+      this.#loan.caughtUp()
+      this.#startMaxTimer()
+    }
     for (const steps of this.#held.splice(0)) this.#send(steps)
     this.#changed()
   }

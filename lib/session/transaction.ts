@@ -3,6 +3,7 @@ import type pg from 'pg'
 import {
   CommitUnknown,
   NestedConflict,
+  PoolTimeout,
   type RequestDbError,
   SessionEnded,
   SettleFailed,
@@ -368,7 +369,9 @@ export class UnitOfWork {
       this.#link.pool.ledger.totals.failedCommits++
       // Neither outcome is certain, so neither kind of callback is right.
       if (error instanceof CommitUnknown) this.root.afterRollback = []
-      await this.#rollback()
+      const rolledBack = this.#rollback()
+      // Who has waited too long for the session before need not wait for it any longer.
+      if (!(error instanceof PoolTimeout)) await rolledBack
       throw error
     }
     this.#link.reset()
@@ -386,7 +389,7 @@ export class UnitOfWork {
   async #sendCommit(kept: Step[]): Promise<Error | undefined> {
     const { pool } = this.#link
     // Statements that nobody awaited come first, and take the time they take: the deadline is COMMIT's.
-    if (!this.#link.isIdle) await this.#link.quiet()
+    if (!this.#link.isIdle) await this.#link.quietOrDoomed()
     if (this.#link.doom !== undefined) return this.#link.doom
     if (this.#abandoned) return this.#endedError()
     if (this.#link.isIdle && kept.length === 0) return this.#deferred.failure
