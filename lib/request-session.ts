@@ -64,6 +64,7 @@ export class RequestSession {
   // The one error after which the handler still runs, and may answer before a slow error handler does.
   #isTimedOut = false
   #isAnswering = false
+  #flushed: Promise<void> | undefined
   // The headers of the answer that waits for its COMMIT, where an error has come behind it.
   #interrupted: ReturnType<FastifyReply['getHeaders']> | undefined
   // An answer has passed our hook. In the 404 of `reply.callNotFound()` it passes twice.
@@ -111,10 +112,16 @@ export class RequestSession {
   send(payload: unknown): Promise<void> | undefined {
     if (this.#isTimedOut && this.#isUsed && this.#reply.statusCode < 400) return Promise.reject(this.#timeoutError())
     // The answer to an error does not wait: ROLLBACK needs no answer to be certain.
-    if (this.#isFailed || this.#hasLeft || this.route.commitOn !== 'onSend' || this.#payload === 'stream')
-      return undefined
+    if (this.#isFailed || this.#hasLeft || this.#payload === 'stream') return undefined
+    if (this.route.commitOn !== 'onSend') return this.#answerAfter(this.#flush())
     if (isWebResponse(payload)) this.#reply.code(payload.status)
     return this.#answerAfter(isSendable(payload, this.#reply) ? this.#settle() : this.#rollBack())
+  }
+
+  // An answer that does not wait for COMMIT, nor for a statement, would let clients in faster than the pool can write.
+  #flush(): Promise<void> | undefined {
+    if (this.#reply.statusCode < 400) this.#flushed ??= this.unit.sendKept()
+    return this.#flushed
   }
 
   /** onError: rolls back, whatever was thrown. */

@@ -100,6 +100,11 @@ export class Holding {
     if (statements > 0) this.#lastStatement = last
   }
 
+  /** `statements` were not run after all, and will be sent again. */
+  again(statements: number): void {
+    this.#statements -= statements
+  }
+
   /** The server has answered all. */
   idle(): void {
     if (this.#busySince === 0) return

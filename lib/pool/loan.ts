@@ -14,8 +14,8 @@ export interface Borrower {
   refused(error: RequestDbError): void
   /** The last session's COMMIT or ROLLBACK is still unanswered, and your time to wait is over. */
   overdue(reason: () => RequestDbError): void
-  /** The connection died in your hands. The loan is over. */
-  lost(death: Error): void
+  /** The connection died in your hands. The loan is over; `again` makes a check-out that keeps its place. */
+  lost(death: Error, again: () => CheckOut): void
   /** The pool closes and cannot wait for you any longer. */
   evict(reason: RequestDbError): void
 }
@@ -74,8 +74,8 @@ export class Loan {
     if (this.#isOffered && !this.#isOver) this.#lender.offered(this)
   }
 
-  /** The connection is another's from now on. */
-  handOver(): void {
+  /** The connection is another's from now on, or dead. */
+  end(): void {
     this.#isOver = true
   }
 

@@ -58,9 +58,9 @@ export class Pool {
   /** Asks for a connection. The borrower may be called before this returns. What is returned is for `cancel`. */
   checkOut(borrower: Borrower): CheckOut {
     const checkOut = new CheckOut(borrower, this.#slots)
-    const [offer] = this.#offers
+    const offer = this.#queue.isFull ? this.#offerFor(checkOut) : undefined
     if (this.#isOver(borrower)) this.#refuse(checkOut, new PoolClosed(this.options.name))
-    else if (offer && this.#queue.isFull && this.#canFollow(checkOut, offer)) this.#handOver(offer, checkOut)
+    else if (offer !== undefined) this.#handOver(offer, checkOut)
     else this.#queue.enter(checkOut)
     if (!checkOut.over) this.ledger.waits(checkOut, borrower.who)
     return checkOut
@@ -109,6 +109,11 @@ export class Pool {
     for (const connection of this.#open) connection.destroy()
     this.#open.clear()
     await Promise.all(this.#goodbyes)
+  }
+
+  /** More sessions wait than can be served at once. */
+  get isCrowded(): boolean {
+    return this.#queue.waiting > this.options.size + this.options.maxOverflow
   }
 
   snapshot(): Snapshot {
@@ -169,6 +174,14 @@ export class Pool {
     } else if (prePing && now() - connection.idleSince > prePing.idleMillis) {
       this.#ping(checkOut, connection, prePing.timeoutMillis)
     } else this.#deliver(checkOut, connection)
+  }
+
+  // Its connection has died before it was of use: in the slot that is still its own, with nobody before it.
+  #obtainAgain(borrower: Borrower): CheckOut {
+    const checkOut = new CheckOut(borrower, this.#slots)
+    this.ledger.waits(checkOut, borrower.who)
+    this.#obtain(checkOut)
+    return checkOut
   }
 
   #ping(checkOut: CheckOut, connection: Connection, timeoutMillis: number): void {
@@ -238,20 +251,26 @@ export class Pool {
     else if (this.#canFollow(head, loan)) this.#handOver(loan, head)
   }
 
+  #offerFor(checkOut: CheckOut): Loan | undefined {
+    for (const offer of this.#offers) if (this.#canFollow(checkOut, offer)) return offer
+    return undefined
+  }
+
   // Who follows waits a little, which is not for who must not wait at all, nor for a pool that closes.
   #canFollow({ borrower }: CheckOut, { connection }: Loan): boolean {
-    const isWaitingFine = this.options.timeoutMillis > 0 && this.#graceTimer === undefined
+    const { timeoutMillis, maxWaiting } = this.options
+    const isWaitingFine = timeoutMillis > 0 && maxWaiting > 0 && this.#graceTimer === undefined
     return isWaitingFine && borrower.canFollow && !connection.expired && connection.death === undefined
   }
 
   #handOver(loan: Loan, to: CheckOut): void {
     this.#end(loan)
-    loan.handOver()
     this.ledger.totals.handOvers++
     this.#queue.handOver(to, loan.connection)
   }
 
   #end(loan: Loan): void {
+    loan.end()
     this.#loans.delete(loan.connection)
     this.#offers.delete(loan)
     this.#queue.caughtUp(loan.checkOut)
@@ -300,14 +319,17 @@ export class Pool {
     this.#open.delete(connection)
     const idleAt = this.#idle.indexOf(connection)
     if (idleAt !== -1) this.#idle.splice(idleAt, 1)
+    this.ledger.totals.invalidated++
     const loan = this.#loans.get(connection)
-    if (loan === undefined) {
-      this.ledger.totals.invalidated++
-      return
-    }
+    if (loan === undefined) return
     if (!isSaidByServer(death)) this.#invalidateOlder()
-    loan.checkIn()
-    loan.borrower.lost(death)
+    this.#end(loan)
+    let isKept = false
+    loan.borrower.lost(death, () => {
+      isKept = true
+      return this.#obtainAgain(loan.borrower)
+    })
+    if (!isKept) this.#leave()
   }
 
   /** A connection turned out dead without the server having said so: trust none that is as old. */

@@ -11,7 +11,7 @@ import {
   type TransactionSettings,
 } from 'kysely'
 import pg from 'pg'
-import { NestedConflict } from '../errors.ts'
+import { NestedConflict, PoolSaturated } from '../errors.ts'
 import { mapValues, type Result } from '../pool/flight.ts'
 import { type BeginOptions, beginStatement } from './begin.ts'
 import { currentScope, enter, isFollowed, type Scope } from './scope.ts'
@@ -158,7 +158,8 @@ function own({ isolationLevel, accessMode }: TransactionSettings): Partial<Begin
 
 // The stack of what the server said ends in the socket; the code that asked is what the reader looks for.
 function withCallSite(error: unknown): unknown {
-  if (error instanceof Error) {
+  // Who is refused at once has it already, and formatting one costs more than the refusal.
+  if (error instanceof Error && !(error instanceof PoolSaturated)) {
     const here = { stack: '' }
     Error.captureStackTrace(here, withCallSite)
     error.stack += here.stack.slice(here.stack.indexOf('\n'))

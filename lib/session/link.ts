@@ -5,6 +5,8 @@ import type { Borrower, CheckOut, Loan } from '../pool/loan.ts'
 import type { Pool } from '../pool/pool.ts'
 import { endsTransaction, tellLanded, tellLost } from './outcome.ts'
 
+// How long what runs may finish by itself before it is cancelled: a cancel costs a connection of its own.
+const CANCEL_AFTER_MILLIS = 50
 const CANCEL_AGAIN_MILLIS = 500
 const IN_FAILED_TRANSACTION = '25P02'
 
@@ -18,6 +20,8 @@ export interface LinkOptions {
   readonly maxSessionMillis: number | false
   /** The session must end now: it held its connection for too long, or the pool closes. */
   readonly onEvict: (reason: RequestDbError) => void
+  /** It has waited too long behind another session, which is as if it had never been given a connection: take a new link. */
+  readonly onOverdue: () => void
 }
 
 /**
@@ -58,6 +62,7 @@ export class Link implements Borrower, FlightListener {
   #cancelling: Promise<void> | undefined
   #hasCancelled = false
   #hasLeft = false
+  #isLent = false
   #deadline: NodeJS.Timeout | undefined
   #maxTimer: NodeJS.Timeout | undefined
   #onChange: (() => void)[] = []
@@ -108,7 +113,13 @@ export class Link implements Borrower, FlightListener {
 
   /** Sends the steps under one Sync, now or when it can be. Each is told its outcome, and nobody else. */
   post(steps: Step[], final?: Step): void {
-    this.#final ??= final
+    // Behind its own COMMIT it would run in nobody's transaction, or in the next session's.
+    if (this.#final !== undefined) for (const step of steps) step.settle(this.#endedError())
+    else this.#post(steps, final)
+  }
+
+  #post(steps: Step[], final: Step | undefined): void {
+    this.#final = final
     if (this.doom !== undefined) for (const step of steps) step.settle(this.doom)
     else if (this.#phase === 'idle') this.#board(steps)
     else if (this.#phase === 'boarding') this.#boarded.push(...steps)
@@ -167,11 +178,26 @@ export class Link implements Borrower, FlightListener {
     if (loan?.isBehind) this.#depart(this.options.begin as string, loan)
   }
 
+  /** Leaves nothing behind on the connection, or kills it. Resolves with what went wrong. */
+  async rollBack(): Promise<unknown> {
+    let error: unknown
+    if (this.#loan === undefined) return undefined
+    this.arm('ROLLBACK')
+    await this.#stop(CANCEL_AFTER_MILLIS)
+    if (this.#loan !== undefined && this.#loan.connection.status !== 'I') {
+      this.doom = undefined
+      error = (await this.end('ROLLBACK', [])).error
+    }
+    this.disarm()
+    if (this.isTransactional) this.pool.ledger.totals.rollbacks++
+    return error
+  }
+
   /**
    * Has what runs finish within `graceMillis`, or cancels it. Resolves when the connection is quiet, and safe from the
    * cancel. A cancel that reaches the backend before the statement does is lost, so a while later there is another.
    */
-  async stop(graceMillis: number): Promise<void> {
+  async #stop(graceMillis: number): Promise<void> {
     await this.#until(() => this.#phase !== 'departed')
     for (let grace = graceMillis; !this.isQuiet; grace = CANCEL_AGAIN_MILLIS) {
       await this.#quietWithin(grace)
@@ -213,18 +239,13 @@ export class Link implements Borrower, FlightListener {
     if (this.#underWay > 0) await this.cancel()
   }
 
-  /** What the server has said last: I means that there is no transaction. Undefined without a connection. */
-  get status(): TransactionStatus | undefined {
-    return this.#loan?.connection.status
-  }
-
   /** Kills the connection unless `disarm` is called within `settleTimeoutMillis`. */
   arm(what: string): void {
     const { settleTimeoutMillis } = this.pool.options
     this.#deadline ??= setTimeout(() => {
       // One turn of the event loop before the verdict: the answer may lie there while the app computed.
       setImmediate(() => {
-        if (this.#deadline !== undefined) this.kill(`No answer to ${what} within ${settleTimeoutMillis} ms`)
+        if (this.#deadline !== undefined) this.#kill(`No answer to ${what} within ${settleTimeoutMillis} ms`)
       })
     }, settleTimeoutMillis)
   }
@@ -234,13 +255,18 @@ export class Link implements Borrower, FlightListener {
     this.#deadline = undefined
   }
 
-  kill(why: string): void {
+  /** The raw client cannot be taken back from who does not give it back. */
+  killIfLent(why: string): void {
+    if (this.#isLent) this.#kill(why)
+  }
+
+  #kill(why: string): void {
     this.#loan?.connection.kill(new Error(why))
   }
 
   /** Gives the connection back, in whatever state; the pool looks at it. The link can be used again. */
   reset(): void {
-    clearTimeout(this.#maxTimer)
+    this.#stopMaxTimer()
     this.#loan?.checkIn()
     this.#loan = undefined
     this.#phase = 'idle'
@@ -267,6 +293,7 @@ export class Link implements Borrower, FlightListener {
   async lend<T>(fn: (client: ReturnType<Loan['connection']['lend']>) => Promise<T>): Promise<T> {
     const loan = this.#loan as Loan
     this.#underWay++
+    this.#isLent = true
     loan.holding.busy(1, '(raw client)')
     try {
       try {
@@ -280,6 +307,7 @@ export class Link implements Borrower, FlightListener {
   }
 
   async #takeBack(loan: Loan): Promise<void> {
+    this.#isLent = false
     if (this.#loan !== loan) return
     this.arm('the raw client')
     await new Promise<void>((resolve) => {
@@ -317,6 +345,11 @@ export class Link implements Borrower, FlightListener {
     this.#maxTimer = setTimeout(() => onEvict(new SessionEnded(this.pool.options.name, why)), maxSessionMillis)
   }
 
+  #stopMaxTimer(): void {
+    clearTimeout(this.#maxTimer)
+    this.#maxTimer = undefined
+  }
+
   #depart(begin: string, loan: Loan): void {
     const steps = this.#boarded
     this.#boarded = []
@@ -350,21 +383,34 @@ export class Link implements Borrower, FlightListener {
     for (const step of this.#first) step.settle(this.doom)
     this.#refuseHeld()
     this.#changed()
+    this.options.onOverdue()
+    // What is on its way cannot be called back, only undone.
+    void this.rollBack().then(() => this.reset())
   }
 
-  lost(death: Error): void {
+  lost(death: Error, again: () => CheckOut): void {
+    this.#stopMaxTimer()
+    if (this.#phase !== 'boarding' && !this.#replaying) {
+      this.#loseAll(death)
+      return
+    }
     this.#loan = undefined
-    clearTimeout(this.#maxTimer)
     this.disarm()
     this.#underWay = 0
     if (this.#replaying) {
       this.#replaying = false
       this.#replayable = false
       this.pool.ledger.totals.replays++
-      this.#phase = 'boarding'
-      this.#ask()
-      return
     }
+    // Or else it died in the very moment in which it was granted, with nothing sent.
+    this.#phase = 'boarding'
+    this.#ask(again)
+  }
+
+  #loseAll(death: Error): void {
+    this.#loan = undefined
+    this.disarm()
+    this.#underWay = 0
     this.inTransaction = false
     this.#phase = this.isTransactional ? 'lost' : 'idle'
     if (this.isTransactional) this.doom ??= new ConnectionLost(this.pool.options.name, { cause: death })
@@ -408,14 +454,14 @@ export class Link implements Borrower, FlightListener {
     const isDecisive = (step: Step) => !this.isTransactional || (step === this.#final && step.spec.text === 'COMMIT')
     tellLost(flight, death, reached, this.pool.options.name, isDecisive)
     // The pool tells only whom the connection has been handed over to.
-    if (this.#loan?.isOver) this.lost(death)
+    if (this.#loan?.isOver) this.#loseAll(death)
   }
 
   // Inside
 
   // The session before handed over a transaction that had failed, as only its own COMMIT could tell. Nothing was done.
   #isObstructed({ at, error }: Flight): boolean {
-    const isFirst = this.#phase === 'departed' && this.#loan?.isBehind === true && this.doom === undefined
+    const isFirst = this.#phase === 'departed' && this.#loan?.isBehind === true && !this.#hasLeft
     return isFirst && at === 0 && sqlStateOf(error) === IN_FAILED_TRANSACTION
   }
 
@@ -424,6 +470,7 @@ export class Link implements Borrower, FlightListener {
     const loan = this.#loan as Loan
     this.#underWay--
     loan.caughtUp()
+    loan.holding.again(this.#first.filter((step) => step.spec.describe).length)
     this.#boarded = this.#first
     this.#depart(this.options.begin as string, loan)
   }
@@ -431,10 +478,11 @@ export class Link implements Borrower, FlightListener {
   // The connection has been handed over; nobody else would end what is left open on it.
   #part({ connection }: Loan, status: TransactionStatus): void {
     if (status !== 'I') {
-      this.pool.ledger.totals.rollbacks++
       const rollback = new Step({ text: 'ROLLBACK' }, () => {})
       connection.sendWithin(this.pool.options.settleTimeoutMillis, 'ROLLBACK', [rollback], () => {})
     }
+    const { spec, result } = this.#final as Step
+    if (spec.text === 'COMMIT' && result?.command !== 'COMMIT') this.pool.ledger.totals.rollbacks++
     this.#loan = undefined
     this.#phase = 'idle'
     this.inTransaction = false
@@ -458,11 +506,11 @@ export class Link implements Borrower, FlightListener {
       this.refused(error)
       return
     }
-    this.#ask()
+    this.#ask(() => this.pool.checkOut(this))
   }
 
-  #ask(): void {
-    const checkOut = this.pool.checkOut(this)
+  #ask(how: () => CheckOut): void {
+    const checkOut = how()
     if (this.#phase === 'boarding') this.#checkOut = checkOut
   }
 
@@ -476,8 +524,9 @@ export class Link implements Borrower, FlightListener {
     const { connection, holding } = loan
     const isEnd = this.#final !== undefined && steps.includes(this.#final)
     if (isEnd) {
-      clearTimeout(this.#maxTimer)
-      this.arm(this.#final?.spec.text ?? '')
+      this.#stopMaxTimer()
+      // The session before has a deadline of its own.
+      if (!loan.isBehind) this.arm(this.#final?.spec.text ?? '')
     }
     this.#underWay++
     const asked = steps.filter((step) => step.spec.describe)
@@ -490,10 +539,9 @@ export class Link implements Borrower, FlightListener {
   #begun(): void {
     this.inTransaction = true
     this.#phase = 'open'
-    if (this.#loan?.isBehind) {
-      this.#loan.caughtUp()
-      this.#startMaxTimer()
-    }
+    this.#loan?.caughtUp()
+    if (this.#final !== undefined) this.arm(this.#final.spec.text ?? '')
+    if (this.#maxTimer === undefined && this.#final === undefined) this.#startMaxTimer()
     for (const steps of this.#held.splice(0)) this.#send(steps)
     this.#changed()
   }
@@ -521,6 +569,10 @@ export class Link implements Borrower, FlightListener {
 
   #refuseHeld(): void {
     for (const step of this.#held.splice(0).flat()) step.settle(this.doom)
+  }
+
+  #endedError(): RequestDbError {
+    return new SessionEnded(this.pool.options.name, 'its COMMIT or ROLLBACK is under way')
   }
 
   #changed(): void {

@@ -3,7 +3,6 @@ import type pg from 'pg'
 import {
   CommitUnknown,
   NestedConflict,
-  PoolTimeout,
   type RequestDbError,
   SessionEnded,
   SettleFailed,
@@ -17,7 +16,7 @@ import { Link, type LinkOptions } from './link.ts'
 import { type Callback, enter, nest, outside, type Scope, Scopes } from './scope.ts'
 
 /** How a unit of work begins, and whom it tells. */
-export interface UnitOptions extends Omit<LinkOptions, 'onEvict'> {
+export interface UnitOptions extends Omit<LinkOptions, 'onEvict' | 'onOverdue'> {
   /** Its COMMIT can bring no news: it wrote nothing, and no other transaction can make it fail. */
   readonly isCommitCertain: boolean
   readonly log: FastifyBaseLogger
@@ -30,9 +29,6 @@ export interface UnitOptions extends Omit<LinkOptions, 'onEvict'> {
 /** What a session can be in. `failed`: the server, or the loss of the connection, leaves only a rollback. */
 export type SessionState = 'idle' | 'begun' | 'failed' | 'ended'
 
-// How long what runs may finish by itself before it is cancelled: a cancel costs a connection of its own.
-const CANCEL_AFTER_MILLIS = 50
-
 const UNAWAITED = 'A nested transaction was still open when the session ended, and was not kept: await it'
 
 /**
@@ -43,7 +39,7 @@ export class UnitOfWork {
   readonly options: UnitOptions
   /** The session's unit: this one, or the one it is a child of. */
   readonly owner: UnitOfWork
-  readonly #link: Link
+  #link: Link
   readonly #scopes: Scopes<UnitOfWork>
   readonly #deferred: DeferredWrites
   /** Units that live and end with this one: transactions and streams of an autocommit session. */
@@ -63,7 +59,11 @@ export class UnitOfWork {
       void this.abandon(reason)
       options.onCut()
     }
-    this.#link = new Link(pool, { ...options, onEvict })
+    const onOverdue = () => {
+      this.#link = new Link(pool, linkOptions)
+    }
+    const linkOptions = { ...options, onEvict, onOverdue }
+    this.#link = new Link(pool, linkOptions)
     this.#scopes = new Scopes(this, pool.options.timeoutMillis || 10_000)
     this.#deferred = new DeferredWrites(pool.options.name, this.isAutocommit ? 'it was not kept' : 'nothing was kept')
   }
@@ -153,6 +153,14 @@ export class UnitOfWork {
     throw error
   }
 
+  /** Sends what is kept, if anything is and many wait for connections. @throws what COMMIT would have thrown for it. */
+  sendKept(): Promise<void> | undefined {
+    if (this.#ended !== undefined || this.root.kept.length === 0 || !this.#link.pool.isCrowded) return undefined
+    return this.flush(this.root).catch((error: unknown) => {
+      throw this.#deferred.failure ?? error
+    })
+  }
+
   /** Begins the transaction without a statement. @throws NESTED_CONFLICT when one is open, or the session is autocommit. */
   async begin(scope: Scope<UnitOfWork>): Promise<void> {
     for (let turn = this.#turn(scope); turn; turn = this.#turn(scope)) await turn
@@ -217,11 +225,13 @@ export class UnitOfWork {
   async withClient<T>(parent: Scope<UnitOfWork>, fn: (client: pg.Client) => Promise<T>): Promise<T> {
     for (let turn = this.#turn(parent); turn; turn = this.#turn(parent)) await turn
     const scope = this.#scopes.push('client', true)
-    this.#link.pin()
+    const link = this.#link
+    link.pin()
     try {
-      await this.#link.take(this.#deferred.take(parent))
+      await link.take(this.#deferred.take(parent))
+      this.#assertUsable()
       if (this.#deferred.failure !== undefined) throw this.#deferred.failure
-      return await this.#link.lend((client) =>
+      return await link.lend((client) =>
         nest(this.owner, () => {
           enter(this.owner, scope)
           return fn(client)
@@ -229,7 +239,7 @@ export class UnitOfWork {
       )
     } finally {
       this.#scopes.pop(scope)
-      this.#link.unpin()
+      link.unpin()
     }
   }
 
@@ -353,7 +363,7 @@ export class UnitOfWork {
     // Half of a nested transaction must not be kept, and its raw client cannot be taken away.
     if (open.kind === 'client') {
       await this.#link.cancel()
-      this.#link.kill('The session ended while its raw client was lent out')
+      this.#link.killIfLent('The session ended while its raw client was lent out')
     }
     const isUnfinished = open !== this.root || children.length > 0
     if (isUnfinished) failure ??= new NestedConflict(UNAWAITED)
@@ -369,9 +379,7 @@ export class UnitOfWork {
       this.#link.pool.ledger.totals.failedCommits++
       // Neither outcome is certain, so neither kind of callback is right.
       if (error instanceof CommitUnknown) this.root.afterRollback = []
-      const rolledBack = this.#rollback()
-      // Who has waited too long for the session before need not wait for it any longer.
-      if (!(error instanceof PoolTimeout)) await rolledBack
+      await this.#rollback()
       throw error
     }
     this.#link.reset()
@@ -408,22 +416,12 @@ export class UnitOfWork {
 
   /** Leaves nothing behind on the server or in the queue. Never throws: a connection that does not obey is killed. */
   async #rollback(): Promise<void> {
-    const link = this.#link
     this.#scopes.reset()
-    link.leaveQueue(() => this.#endedError())
-    if (link.hasConnection) {
-      link.arm('ROLLBACK')
-      await link.stop(CANCEL_AFTER_MILLIS)
-      if (link.hasConnection && link.status !== 'I') {
-        link.doom = undefined
-        const { error } = await link.end('ROLLBACK', [])
-        if (error !== undefined)
-          this.options.log.warn({ err: error }, 'request-db: ROLLBACK failed, its connection is dropped')
-      }
-      link.disarm()
-      if (!this.isAutocommit) link.pool.ledger.totals.rollbacks++
-    }
-    link.reset()
+    this.#link.leaveQueue(() => this.#endedError())
+    const error = await this.#link.rollBack()
+    if (error !== undefined)
+      this.options.log.warn({ err: error }, 'request-db: ROLLBACK failed, its connection is dropped')
+    this.#link.reset()
     this.#deferred.reset()
     this.#callBack(this.root.afterRollback)
   }

@@ -42,7 +42,7 @@ t.test('a loan is given back once, however often it is tried', async (t) => {
 t.test('a loan that was handed over is not given back', async (t) => {
   const { loan, told } = lend(connection)
   loan.offer()
-  loan.handOver()
+  loan.end()
   loan.checkIn()
   loan.offer()
   t.strictSame(told, ['offered'])

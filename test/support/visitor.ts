@@ -27,7 +27,7 @@ export class Visitor implements Borrower {
     this.error = reason()
     this.told.push('overdue')
   }
-  lost(death: Error): void {
+  lost(death: Error, _again?: () => unknown): void {
     this.told.push(['lost', death.message])
   }
   evict(reason: { code: string }): void {
