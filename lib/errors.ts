@@ -113,15 +113,16 @@ const REPEATABLE = new Set(['40001', '40P01'])
  */
 export class SettleFailed extends Error implements RequestDbError {
   override readonly name = 'FastifyError'
-  readonly statusCode = 500
+  readonly statusCode: number
   readonly code: string
   readonly retryable: boolean
 
-  constructor(what: string, pool: string, cause: Error, consequence = 'nothing was kept') {
+  constructor(what: string, pool: string, cause: Error & Partial<RequestDbError>, consequence = 'nothing was kept') {
     const code = sqlStateOf(cause) ?? 'FST_REQUEST_DB_TRANSACTION_ABORTED'
     super(`${what} failed with ${code} (pool "${pool}"): ${consequence}`, { cause })
     this.code = code
-    this.retryable = REPEATABLE.has(code)
+    this.statusCode = cause.statusCode ?? 500
+    this.retryable = cause.retryable ?? REPEATABLE.has(code)
   }
 }
 

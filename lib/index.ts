@@ -73,6 +73,7 @@ export type {
   IsolationLevel,
   PoolOptions,
   PrePingOptions,
+  PreparedStatementsOptions,
   RequestDbOptions,
   RouteDbOptions,
   SessionOptions,

@@ -39,6 +39,12 @@ export interface PrePingOptions {
   timeoutMillis?: number | undefined
 }
 
+/** Named statements. SQLAlchemy with asyncpg: `prepared_statement_cache_size`. */
+export interface PreparedStatementsOptions {
+  /** How many are kept on each connection, at least 1; the least recently used are closed. Default 100. */
+  cacheSize?: number | undefined
+}
+
 /** What both the plugin and a single route can say. */
 interface SharedOptions {
   /** `'onSend'` commits before the answer leaves, `'onResponse'` after it has left. Default `'onSend'`. */
@@ -72,6 +78,8 @@ export interface RequestDbOptions extends SharedOptions {
   maxSessionMillis?: number | false | undefined
   /** How long `fastify.close()` lets sessions finish, in milliseconds. Default 5000. */
   closeGraceMillis?: number | undefined
+  /** Keeps statements that come again and again parsed on the server, under names. Default false: not through PgBouncer before 1.21. */
+  preparedStatements?: PreparedStatementsOptions | false | undefined
   /** Kysely's plugins, such as `new CamelCasePlugin()`. */
   plugins?: KyselyPlugin[] | undefined
 }
@@ -104,6 +112,7 @@ export interface EffectivePoolOptions {
   readonly prePing: { readonly idleMillis: number; readonly timeoutMillis: number } | false
   readonly settleTimeoutMillis: number
   readonly closeGraceMillis: number
+  readonly preparedStatements: { readonly cacheSize: number } | false
 }
 
 /** What one session does at BEGIN and COMMIT. */
@@ -189,6 +198,7 @@ export const poolChecks: Checks = {
   prePing: objectOrFalse,
 }
 export const pingChecks: Checks = { idleMillis: millis(0), timeoutMillis: millis(1) }
+export const statementChecks: Checks = { cacheSize: whole(1) }
 export const pluginChecks: Checks = {
   ...shared,
   connectionString: { expected: 'a connection string', test: (value) => typeof value === 'string' && value !== '' },
@@ -199,6 +209,7 @@ export const pluginChecks: Checks = {
   settleTimeoutMillis: millis(1),
   maxSessionMillis: millisOrFalse,
   closeGraceMillis: millis(0),
+  preparedStatements: objectOrFalse,
   plugins: { expected: 'an array of Kysely plugins', test: Array.isArray },
 }
 // Fastify hands its own options of `register` to the plugin too.
@@ -264,6 +275,8 @@ export function checkOptions(options: RequestDbOptions): EffectiveOptions {
   check(pool, poolChecks, 'pool.')
   const prePing = pool.prePing ?? {}
   if (prePing !== false) check(prePing, pingChecks, 'pool.prePing.')
+  const preparedStatements = options.preparedStatements ?? false
+  if (preparedStatements) check(preparedStatements, statementChecks, 'preparedStatements.')
   return Object.freeze({
     pool: Object.freeze({
       name: options.decorator ?? 'db',
@@ -278,6 +291,7 @@ export function checkOptions(options: RequestDbOptions): EffectiveOptions {
         Object.freeze({ idleMillis: prePing.idleMillis ?? 1000, timeoutMillis: prePing.timeoutMillis ?? 500 }),
       settleTimeoutMillis: options.settleTimeoutMillis ?? 2000,
       closeGraceMillis: options.closeGraceMillis ?? 5000,
+      preparedStatements: preparedStatements && Object.freeze({ cacheSize: preparedStatements.cacheSize ?? 100 }),
     }),
     route: mergeRoute(ROUTE_DEFAULTS, options),
     settings: options.settings,

@@ -113,14 +113,18 @@ export class RequestSession {
     if (this.#isTimedOut && this.#isUsed && this.#reply.statusCode < 400) return Promise.reject(this.#timeoutError())
     // The answer to an error does not wait: ROLLBACK needs no answer to be certain.
     if (this.#isFailed || this.#hasLeft || this.#payload === 'stream') return undefined
-    if (this.route.commitOn !== 'onSend') return this.#answerAfter(this.#flush())
+    if (this.route.commitOn !== 'onSend') return this.#answerAfter(this.#leaveUncommitted())
     if (isWebResponse(payload)) this.#reply.code(payload.status)
     return this.#answerAfter(isSendable(payload, this.#reply) ? this.#settle() : this.#rollBack())
   }
 
-  // An answer that does not wait for COMMIT, nor for a statement, would let clients in faster than the pool can write.
-  #flush(): Promise<void> | undefined {
-    if (this.#reply.statusCode < 400) this.#flushed ??= this.unit.sendKept()
+  // Before an answer that does not wait for COMMIT.
+  #leaveUncommitted(): Promise<void> | undefined {
+    if (this.#reply.statusCode >= 400) return undefined
+    // It was ended from outside, and the client can still be told.
+    if (this.unit.ended) return this.unit.settle('commit', AFTER_ANSWER)
+    // Else clients would be let in faster than the pool can write.
+    this.#flushed ??= this.unit.sendKept()
     return this.#flushed
   }
 

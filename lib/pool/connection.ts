@@ -11,6 +11,7 @@ import {
   type Wire,
 } from './flight.ts'
 import { now } from './queue.ts'
+import type { PreparedStatements, StatementNames } from './statements.ts'
 
 /** What we need of pg's client beyond what @types/pg knows. */
 interface Client extends Omit<pg.Client, 'pipeline' | 'connection' | 'ssl'> {
@@ -63,6 +64,7 @@ class Packet {
   readonly writable = true
   readonly #stream: Duplex
   #chunks: Buffer[] = []
+  static readonly #fixed = new Map<string, Buffer>()
 
   constructor(stream: Duplex) {
     this.#stream = stream
@@ -74,6 +76,17 @@ class Packet {
     return true
   }
 
+  fixed(key: string, write: () => void): void {
+    const known = Packet.#fixed.get(key)
+    if (known !== undefined) {
+      this.write(known)
+      return
+    }
+    const from = this.#chunks.length
+    write()
+    Packet.#fixed.set(key, Buffer.concat(this.#chunks.slice(from)))
+  }
+
   readonly #leave = (): void => {
     const chunks = this.#chunks
     this.#chunks = []
@@ -83,8 +96,9 @@ class Packet {
 
 /** pg's own serializer, writing into a packet instead of the socket. */
 function packing(connection: Client['connection']): Wire {
-  const stream = { value: new Packet(connection.stream) }
-  return Object.create(connection, { stream }) as Wire
+  const packet = new Packet(connection.stream)
+  const fixed = (key: string, write: () => void) => packet.fixed(key, write)
+  return Object.create(connection, { stream: { value: packet }, fixed: { value: fixed } }) as Wire
 }
 
 /**
@@ -104,6 +118,7 @@ export class Connection {
   onDeath: ((death: Error) => void) | undefined
   readonly #client: Client
   readonly #config: pg.ClientConfig
+  readonly #statements: PreparedStatements
   // Each flight has exactly one Sync, so the ReadyForQuerys come in the order of this list.
   #sent: Flight[] = []
   readonly #target: FlightTarget
@@ -114,6 +129,7 @@ export class Connection {
   /** Opens one. `done` is called exactly once, never before this returns; what is returned gives the attempt up. */
   static open(
     config: pg.ClientConfig,
+    names: StatementNames,
     expiresAt: number,
     done: (error: Error | undefined, connection?: Connection) => void,
   ): () => void {
@@ -134,7 +150,7 @@ export class Connection {
       client.connect((error: Error | null) => {
         stopWatch()
         if (error === null || error === undefined) {
-          const connection = new Connection(client, config, expiresAt)
+          const connection = new Connection(client, config, names.open(), expiresAt)
           client.off('error', ignore)
           done(undefined, connection)
           return
@@ -151,13 +167,15 @@ export class Connection {
     return giveUp
   }
 
-  private constructor(client: Client, config: pg.ClientConfig, expiresAt: number) {
+  private constructor(client: Client, config: pg.ClientConfig, statements: PreparedStatements, expiresAt: number) {
     this.#client = client
+    this.#statements = statements
     this.#config = config
     this.pid = client.processID
     this.expiresAt = expiresAt
     this.#target = {
       wire: packing(client.connection),
+      statements,
       types: client._types,
       binary: client.binary,
       onFatal: (error) => this.#die(error, true),
@@ -268,6 +286,7 @@ export class Connection {
   /** Ends it in good order; `done` when the server has hung up, or had its time to. */
   close(done: () => void): void {
     this.death ??= new Error('The connection was closed')
+    this.#statements.end()
     const timer = setTimeout(() => this.#client.connection.stream.destroy(), GOODBYE_MILLIS)
     this.#client.end(() => {
       clearTimeout(timer)
@@ -292,6 +311,7 @@ export class Connection {
     if (this.#lent === 'returned') {
       this.#lent = 'no'
       this.#client.pipeline = true
+      this.#statements.forgetAll()
     }
     this.#sent.shift()?.land(status)
   }
@@ -299,6 +319,7 @@ export class Connection {
   #die(death: Error, saidByServer: boolean): void {
     if (this.death !== undefined) return
     this.death = death
+    this.#statements.end()
     // The socket, not end(): a half-open one would never answer a goodbye.
     this.#client.connection.stream.destroy()
     const sent = this.#sent

@@ -1,20 +1,24 @@
 import pg from 'pg'
+import { sqlStateOf } from '../errors.ts'
+import type { Prepared, PreparedStatements } from './statements.ts'
 
 /** What pg's connection serializes for us, beyond what @types/pg knows. */
 export interface Wire {
-  parse(message: { text: string }): void
-  bind(message: { portal: string; values: unknown[]; binary: boolean }): void
+  parse(message: { name: string; text: string }): void
+  bind(message: { portal: string; statement: string; values: unknown[]; binary: boolean }): void
   describe(message: { type: 'P'; name: string }): void
   execute(message: { portal: string; rows: number }): void
-  close(message: { type: 'P'; name: string }): void
+  close(message: { type: 'P' | 'S'; name: string }): void
   flush(): void
   sync(): void
+  /** What `write` writes, which is the same for the same `key` for ever. */
+  fixed(key: string, write: () => void): void
 }
 
 /** I idle, T in a transaction, E in a failed one: the server's own word, sent with every ReadyForQuery. */
 export type TransactionStatus = 'I' | 'T' | 'E'
 
-/** pg's result, with the two methods that build it up. */
+/** pg's result, with the methods that build it up. */
 export interface Result {
   command: string | null
   rowCount: number | null
@@ -24,8 +28,14 @@ export interface Result {
   parseRow(fields: unknown[]): unknown
 }
 const Result = pg.Result as unknown as new (rowMode: undefined, types: unknown) => Result
-const Query = pg.Query as unknown as new (config: { text: string }) => object
 const { prepareValue } = (pg as unknown as { utils: { prepareValue: (value: unknown) => unknown } }).utils
+
+/** An empty result with the columns of `shape`. */
+function resultLike(shape: Result): Result {
+  const result = Object.create(shape) as Result
+  result.rows = []
+  return result
+}
 
 /** Maps parameters to what goes over the wire. May throw, therefore it is done before a byte leaves. */
 export function mapValues(values: readonly unknown[]): unknown[] {
@@ -49,7 +59,11 @@ interface StepSpec {
   readonly closes?: boolean
   /** Of ours, before the app's statements: BEGIN, settings. */
   readonly prefix?: boolean
+  /** A command that is sent over and over: one of few texts, without values. */
+  readonly fixed?: boolean
 }
+
+const NO_VALUES: unknown[] = []
 
 /** One statement of a flight and, later, its answer. */
 export class Step {
@@ -58,9 +72,13 @@ export class Step {
   completed = false
   /** A portal with rows left. */
   suspended = false
+  /** What the server says it has done, such as `COMMIT`, where no result was asked for. */
+  tag: string | undefined
   result: Result | undefined
   /** A row that could not be parsed. The server knows nothing of it. */
   rowError: unknown
+  /** The named statement it runs. */
+  prepared: Prepared | undefined
   /** Called when the server has answered this step, before its flight is through. */
   onComplete: (() => void) | undefined
   readonly #onSettle: (error: unknown, step: Step) => void
@@ -79,16 +97,24 @@ export class Step {
   }
 
   write(wire: Wire, binary: boolean): void {
-    const { text, values = [], describe = false, portal = '', rows = 0, flush = false, closes = false } = this.spec
-    if (closes) {
-      wire.close({ type: 'P', name: portal })
-      return
-    }
-    if (text !== undefined) {
-      wire.parse({ text })
-      wire.bind({ portal, values, binary })
-      if (describe) wire.describe({ type: 'P', name: portal })
-    }
+    const { text, portal = '', rows = 0, closes = false } = this.spec
+    if (closes) wire.close({ type: 'P', name: portal })
+    else if (text === undefined) wire.execute({ portal, rows })
+    else if (!this.spec.fixed) this.#writeStatement(wire, text, binary)
+    else if (this.prepared === undefined) wire.fixed(text, () => this.#writeStatement(wire, text, binary))
+    else if (this.prepared.isReady)
+      wire.fixed(`${this.prepared.name} ${text}`, () => this.#writeStatement(wire, text, binary))
+    else this.#writeStatement(wire, text, binary)
+  }
+
+  #writeStatement(wire: Wire, text: string, binary: boolean): void {
+    const { values = NO_VALUES, portal = '', rows = 0, describe = false, flush = false } = this.spec
+    const { prepared } = this
+    const name = prepared === undefined ? '' : prepared.name
+    if (prepared === undefined || !prepared.isSent) wire.parse({ name, text })
+    if (prepared !== undefined) prepared.isSent = true
+    wire.bind({ portal, statement: name, values, binary })
+    if (describe && prepared?.shape === undefined) wire.describe({ type: 'P', name: portal })
     wire.execute({ portal, rows })
     if (flush) wire.flush()
   }
@@ -104,10 +130,9 @@ export interface FlightListener {
 
 /**
  * Statements that leave together under ONE Sync: the server runs them in order, and after the first failure none of the
- * rest. A flight without statements is a bare Sync. It is a pg.Query only so that pg's client lets it into its pipeline;
- * every method here is one that client calls.
+ * rest. A flight without statements is a bare Sync. Every method here is one that pg's client calls.
  */
-export class Flight extends Query {
+export class Flight {
   readonly steps: readonly Step[]
   /** Index of the step the server is at. */
   at = 0
@@ -115,38 +140,59 @@ export class Flight extends Query {
   error: Error | undefined
   readonly #listener: FlightListener
   readonly #to: FlightTarget
+  #hasNames = false
   #over = false
   onReady: (() => void) | undefined
 
   constructor(steps: readonly Step[], listener: FlightListener, to: FlightTarget) {
-    super({ text: '' })
     this.steps = steps
     this.#listener = listener
     this.#to = to
   }
 
   submit(): void {
-    const { wire, binary } = this.#to
+    const { wire, binary, statements } = this.#to
+    for (const step of this.steps) {
+      const { text, portal } = step.spec
+      // A portal needs its statement for longer than a flight.
+      step.prepared = text === undefined || portal !== undefined ? undefined : statements.use(text, this)
+      this.#hasNames ||= step.prepared !== undefined
+    }
+    for (const name of statements.takeClosing()) wire.close({ type: 'S', name })
     for (const step of this.steps) step.write(wire, binary)
     wire.sync()
   }
 
-  handleRowDescription(message: { fields: unknown[] }): void {
-    this.#result()?.addFields(message.fields)
+  handleRowDescription({ fields }: { fields: unknown[] }): void {
+    const step = this.steps[this.at]
+    if (step === undefined) return
+    const result = step.result ?? new Result(undefined, this.#to.types)
+    result.addFields(fields)
+    if (step.prepared === undefined) step.result = result
+    else {
+      step.prepared.shape = result
+      step.result = resultLike(result)
+    }
   }
 
   handleDataRow(message: { fields: unknown[] }): void {
+    const result = this.#result()
     const step = this.steps[this.at]
-    if (step?.result === undefined || step.rowError !== undefined) return
+    if (step === undefined || result === undefined || step.rowError !== undefined) return
     try {
-      step.result.rows.push(step.result.parseRow(message.fields))
+      result.rows.push(result.parseRow(message.fields))
     } catch (error) {
       step.rowError = error ?? new Error('A type parser threw nothing')
     }
   }
 
-  handleCommandComplete(message: unknown): void {
-    this.#result()?.addCommandComplete(message)
+  handleCommandComplete(message: { text: string }): void {
+    const step = this.steps[this.at]
+    const result = this.#result()
+    if (step !== undefined) step.tag = message.text
+    result?.addCommandComplete(message)
+    // Both also end the names that others have given.
+    if (result?.command === 'DISCARD' || result?.command === 'DEALLOCATE') this.#to.statements.forgetAll()
     this.#next()
   }
 
@@ -183,6 +229,7 @@ export class Flight extends Query {
   /** ReadyForQuery has come. */
   land(status: TransactionStatus): void {
     this.#over = true
+    if (this.#hasNames) this.#settleNames()
     this.#listener.flightLanded(this, status)
   }
 
@@ -192,10 +239,12 @@ export class Flight extends Query {
     this.#listener.flightLost(this, death, reached)
   }
 
+  // The result of the step that the server is at, where one was asked for.
   #result(): Result | undefined {
     const step = this.steps[this.at]
-    if (step === undefined) return undefined
-    step.result ??= new Result(undefined, this.#to.types)
+    if (!step?.spec.describe && step?.result === undefined) return undefined
+    const shape = step.prepared?.shape as Result | undefined
+    step.result ??= shape === undefined ? new Result(undefined, this.#to.types) : resultLike(shape)
     return step.result
   }
 
@@ -205,11 +254,30 @@ export class Flight extends Query {
     step.completed = true
     step.onComplete?.()
   }
+
+  // A name whose statement failed, in whatever way, is not trusted again; of what was skipped nothing was parsed.
+  #settleNames(): void {
+    const { statements, types } = this.#to
+    for (const [index, { prepared, spec }] of this.steps.entries()) {
+      if (prepared === undefined) continue
+      if (index < this.at) {
+        prepared.isReady = true
+        if (spec.describe) prepared.shape ??= new Result(undefined, types)
+      } else if (index === this.at || !prepared.isReady) statements.forget(prepared)
+    }
+    const text = this.steps[this.at]?.spec.text
+    if (text === undefined || !isStale(this.error)) return
+    statements.dropEverywhere(text)
+    Object.assign(this.error as Error, { retryable: true, statusCode: 503 })
+  }
 }
+// pg's client lets only its own kind of query into its pipeline. What its constructor makes would never be used.
+Object.setPrototypeOf(Flight.prototype, pg.Query.prototype)
 
 /** What a flight must know of the connection it leaves on. */
 export interface FlightTarget {
   readonly wire: Wire
+  readonly statements: PreparedStatements
   readonly types: unknown
   readonly binary: boolean
   readonly onFatal: (error: Error) => void
@@ -222,4 +290,11 @@ const FATAL_CODE = /^(57P0|25P0[34])/
 export function isFatal(error: Error): boolean {
   if (!(error instanceof pg.DatabaseError)) return true
   return error.severity === 'FATAL' || error.severity === 'PANIC' || FATAL_CODE.test(error.code ?? '')
+}
+
+// The statement behind the name was changed (`cached plan must not change result type`), or the name is gone.
+function isStale(error: Error | undefined): boolean {
+  const { routine } = (error ?? {}) as { routine?: string }
+  const state = sqlStateOf(error)
+  return state === '26000' || (state === '0A000' && routine === 'RevalidateCachedQuery')
 }

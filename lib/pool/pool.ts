@@ -4,6 +4,7 @@ import { Connection } from './connection.ts'
 import { Ledger, type Snapshot } from './ledger.ts'
 import { type Borrower, CheckOut, type Lender, Loan, type SlotListener } from './loan.ts'
 import { now, Queue } from './queue.ts'
+import { NamedStatements, type StatementNames, UNNAMED } from './statements.ts'
 
 /**
  * The connections of one process to one database. SQLAlchemy: Engine with QueuePool. The queue grants slots in order;
@@ -13,6 +14,7 @@ export class Pool {
   readonly options: EffectivePoolOptions
   readonly ledger = new Ledger()
   readonly #queue: Queue<Connection>
+  readonly #names: StatementNames
   readonly #open = new Set<Connection>()
   // The last one used is taken first: it needs no ping, and the others may grow old enough to be replaced.
   readonly #idle: Connection[] = []
@@ -48,6 +50,7 @@ export class Pool {
 
   constructor(options: EffectivePoolOptions) {
     this.options = options
+    this.#names = options.preparedStatements ? new NamedStatements(options.preparedStatements.cacheSize) : UNNAMED
     this.#queue = new Queue({
       capacity: options.size + options.maxOverflow,
       timeoutMillis: options.timeoutMillis,
@@ -202,7 +205,8 @@ export class Pool {
     const { connection, timeoutMillis, recycleMillis } = this.options
     const connectionTimeoutMillis = connection.connectionTimeoutMillis || timeoutMillis || 10_000
     const expiresAt = now() + recycleMillis * (0.9 + Math.random() * 0.2)
-    const abort = Connection.open({ ...connection, connectionTimeoutMillis }, expiresAt, (error, opened) => {
+    const config = { ...connection, connectionTimeoutMillis }
+    const abort = Connection.open(config, this.#names, expiresAt, (error, opened) => {
       this.#connecting.delete(checkOut)
       if (opened !== undefined) {
         this.ledger.totals.opened++

@@ -104,6 +104,11 @@ export class Link implements Borrower, FlightListener {
     return this.#underWay === 0 && this.#phase !== 'boarding' && this.#phase !== 'departed'
   }
 
+  /** What was asked for last never got a connection, for this reason. */
+  get refusal(): unknown {
+    return this.#refusal
+  }
+
   /** COMMIT or ROLLBACK is boarded or sent: a connection it waits for is not refused while the pool closes. */
   get isEnding(): boolean {
     return this.#final !== undefined
@@ -143,16 +148,16 @@ export class Link implements Borrower, FlightListener {
   }
 
   /** Sends COMMIT or ROLLBACK behind `steps`. Resolves with the error, if any; `settleTimeoutMillis` runs from its sending. */
-  async end(text: 'COMMIT' | 'ROLLBACK', steps: Step[]): Promise<{ error: unknown; tag: string | null | undefined }> {
+  async end(text: 'COMMIT' | 'ROLLBACK', steps: Step[]): Promise<{ error: unknown; tag: string | undefined }> {
     await this.#cancelling
     let final: Step | undefined
     const error = await new Promise<unknown>((resolve) => {
-      final = new Step({ text }, resolve)
+      final = new Step({ text, fixed: true }, resolve)
       this.post([...steps, final], final)
     })
     this.disarm()
     this.#final = undefined
-    return { error, tag: final?.result?.command }
+    return { error, tag: final?.tag }
   }
 
   /** Resolves when everything sent has been answered, or no answer can save it any more. */
@@ -357,7 +362,7 @@ export class Link implements Borrower, FlightListener {
     this.#phase = 'departed'
     loan.holding.inTransaction = true
     // Flush: the server tells early that it has begun, even if the first statement takes long.
-    const first = new Step({ text: begin, flush: true, prefix: true }, () => {})
+    const first = new Step({ text: begin, flush: true, prefix: true, fixed: true }, () => {})
     first.onComplete = () => this.#begun()
     this.#send(this.#settings === undefined ? [first, ...steps] : [first, this.#settings, ...steps])
   }
@@ -390,19 +395,18 @@ export class Link implements Borrower, FlightListener {
 
   lost(death: Error, again: () => CheckOut): void {
     this.#stopMaxTimer()
-    if (this.#phase !== 'boarding' && !this.#replaying) {
+    // A connection can die in the very moment in which it is granted, with nothing sent.
+    const isFirstTry = this.#replaying || (this.#phase === 'boarding' && this.#replayable)
+    if (!isFirstTry) {
       this.#loseAll(death)
       return
     }
     this.#loan = undefined
     this.disarm()
     this.#underWay = 0
-    if (this.#replaying) {
-      this.#replaying = false
-      this.#replayable = false
-      this.pool.ledger.totals.replays++
-    }
-    // Or else it died in the very moment in which it was granted, with nothing sent.
+    this.#replaying = false
+    this.#replayable = false
+    this.pool.ledger.totals.replays++
     this.#phase = 'boarding'
     this.#ask(again)
   }
@@ -419,7 +423,7 @@ export class Link implements Borrower, FlightListener {
   }
 
   evict(reason: RequestDbError): void {
-    this.options.onEvict(reason)
+    if (!this.#hasLeft) this.options.onEvict(reason)
   }
 
   // Flights
@@ -478,11 +482,11 @@ export class Link implements Borrower, FlightListener {
   // The connection has been handed over; nobody else would end what is left open on it.
   #part({ connection }: Loan, status: TransactionStatus): void {
     if (status !== 'I') {
-      const rollback = new Step({ text: 'ROLLBACK' }, () => {})
+      const rollback = new Step({ text: 'ROLLBACK', fixed: true }, () => {})
       connection.sendWithin(this.pool.options.settleTimeoutMillis, 'ROLLBACK', [rollback], () => {})
     }
-    const { spec, result } = this.#final as Step
-    if (spec.text === 'COMMIT' && result?.command !== 'COMMIT') this.pool.ledger.totals.rollbacks++
+    const { spec, tag } = this.#final as Step
+    if (spec.text === 'COMMIT' && tag !== 'COMMIT') this.pool.ledger.totals.rollbacks++
     this.#loan = undefined
     this.#phase = 'idle'
     this.inTransaction = false
@@ -541,7 +545,7 @@ export class Link implements Borrower, FlightListener {
     this.#phase = 'open'
     this.#loan?.caughtUp()
     if (this.#final !== undefined) this.arm(this.#final.spec.text ?? '')
-    if (this.#maxTimer === undefined && this.#final === undefined) this.#startMaxTimer()
+    if (this.#maxTimer === undefined && this.#final === undefined && !this.#hasLeft) this.#startMaxTimer()
     for (const steps of this.#held.splice(0)) this.#send(steps)
     this.#changed()
   }
@@ -568,7 +572,7 @@ export class Link implements Borrower, FlightListener {
   }
 
   #refuseHeld(): void {
-    for (const step of this.#held.splice(0).flat()) step.settle(this.doom)
+    for (const step of [...this.#boarded.splice(0), ...this.#held.splice(0).flat()]) step.settle(this.doom)
   }
 
   #endedError(): RequestDbError {

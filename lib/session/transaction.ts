@@ -397,8 +397,14 @@ export class UnitOfWork {
   async #sendCommit(kept: Step[]): Promise<Error | undefined> {
     const { pool } = this.#link
     // Statements that nobody awaited come first, and take the time they take: the deadline is COMMIT's.
-    if (!this.#link.isIdle) await this.#link.quietOrDoomed()
-    if (this.#link.doom !== undefined) return this.#link.doom
+    const link = this.#link
+    if (!link.isIdle) {
+      await link.quietOrDoomed()
+      // Whoever heard of a refusal before may have made do without; one that nobody awaited is the commit's to tell.
+      const refusal = link.doom ?? link.refusal
+      if (refusal !== undefined) return refusal as Error
+    }
+    if (link.doom !== undefined) return link.doom
     if (this.#abandoned) return this.#endedError()
     if (this.#link.isIdle && kept.length === 0) return this.#deferred.failure
     const { error, tag } = await this.#link.end('COMMIT', kept)

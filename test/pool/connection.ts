@@ -1,5 +1,6 @@
 import pg from 'pg'
 import { Connection } from '../../lib/pool/connection.ts'
+import { UNNAMED } from '../../lib/pool/statements.ts'
 import { takeClock } from '../support/clock.ts'
 import { freePort } from '../support/cluster.ts'
 import { createDatabase } from '../support/database.ts'
@@ -33,19 +34,24 @@ t.test('opens, knows its backend, and is quiet', async (t) => {
 
 t.test('is told of as fit for use in the very moment it is opened', async (t) => {
   await new Promise<void>((resolve, reject) => {
-    Connection.open({ connectionString: database.connectionString }, Number.POSITIVE_INFINITY, (error, opened) => {
-      if (error) return reject(error)
-      t.equal(opened!.quiet, true)
-      t.equal(opened!.status, 'I')
-      t.teardown(() => opened!.destroy())
-      resolve()
-    })
+    Connection.open(
+      { connectionString: database.connectionString },
+      UNNAMED,
+      Number.POSITIVE_INFINITY,
+      (error, opened) => {
+        if (error) return reject(error)
+        t.equal(opened!.quiet, true)
+        t.equal(opened!.status, 'I')
+        t.teardown(() => opened!.destroy())
+        resolve()
+      },
+    )
   })
 })
 
 t.test('an attempt that fails is told once, and later', async (t) => {
   const calls: unknown[] = []
-  Connection.open({ host: '127.0.0.1', port: await freePort(), user: 'u', database: 'd' }, 0, (...call) =>
+  Connection.open({ host: '127.0.0.1', port: await freePort(), user: 'u', database: 'd' }, UNNAMED, 0, (...call) =>
     calls.push(call),
   )
   t.strictSame(calls, [], 'never before open() returns')
@@ -58,7 +64,7 @@ t.test('an attempt that fails is told once, and later', async (t) => {
 t.test('an attempt that throws on the spot is told like any other', async (t) => {
   const calls: unknown[] = []
   const config = { host: '127.0.0.1', port: 99_999_999, user: 'u', database: 'd' }
-  t.doesNotThrow(() => Connection.open(config, 0, (...call) => calls.push(call)))
+  t.doesNotThrow(() => Connection.open(config, UNNAMED, 0, (...call) => calls.push(call)))
   t.strictSame(calls, [])
   await eventually(() => calls.length > 0)
   t.match(calls, [[Error]])
@@ -68,7 +74,9 @@ t.test('an attempt can be given up, also twice', async (t) => {
   const proxy = await startProxy(t, database.connectionString)
   proxy.silenceStartup()
   const calls: unknown[] = []
-  const giveUp = Connection.open({ connectionString: proxy.connectionString }, 0, (...call) => calls.push(call))
+  const giveUp = Connection.open({ connectionString: proxy.connectionString }, UNNAMED, 0, (...call) =>
+    calls.push(call),
+  )
   await eventually(() => proxy.recordings.length === 1)
   giveUp()
   giveUp()

@@ -1,6 +1,7 @@
 import type { Test } from 'tap'
 import { Connection } from '../../lib/pool/connection.ts'
 import { type Flight, Step, type TransactionStatus } from '../../lib/pool/flight.ts'
+import { UNNAMED } from '../../lib/pool/statements.ts'
 
 /** What became of a flight. */
 export interface Landing {
@@ -17,7 +18,7 @@ export async function openConnection(
   expiresAt = Number.POSITIVE_INFINITY,
 ): Promise<Connection> {
   const connection = await new Promise<Connection>((resolve, reject) => {
-    Connection.open(config, expiresAt, (error, opened) => (opened ? resolve(opened) : reject(error)))
+    Connection.open(config, UNNAMED, expiresAt, (error, opened) => (opened ? resolve(opened) : reject(error)))
   })
   t.teardown(() => connection.destroy())
   return connection
