@@ -84,7 +84,7 @@ export class Database<DB> {
         })
       }
       const who = { method: '', route: 'ping', requestId: '' }
-      const deaf = { overdue: () => {}, lost: () => {}, evict: () => {} }
+      const deaf = { caughtUp: () => {}, overdue: () => {}, lost: () => {}, evict: () => {} }
       this.#pool.checkOut({ who, isEnding: false, canFollow: false, granted, refused, ...deaf })
     })
   }

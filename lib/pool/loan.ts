@@ -12,6 +12,8 @@ export interface Borrower {
   readonly canFollow: boolean
   granted(loan: Loan): void
   refused(error: RequestDbError): void
+  /** The last session's COMMIT or ROLLBACK has been answered. */
+  caughtUp(): void
   /** The last session's COMMIT or ROLLBACK is still unanswered, and your time to wait is over. */
   overdue(reason: () => RequestDbError): void
   /** The connection died in your hands. The loan is over; `again` makes a check-out that keeps its place. */
@@ -24,6 +26,8 @@ export interface Borrower {
 export interface Lender {
   /** The borrower has sent its COMMIT or ROLLBACK: the connection may be handed over to somebody who follows. */
   offered(loan: Loan): void
+  /** What it sent last, before it was handed over, has been answered, and nothing is left open. */
+  answered(loan: Loan): void
   caughtUp(loan: Loan): void
   checkedIn(loan: Loan): void
 }
@@ -66,11 +70,17 @@ export class Loan {
     if (!this.#isBehind && !this.#isOver) this.#lender.offered(this)
   }
 
+  /** To be called after a hand-over: whoever has the connection now is no longer behind. */
+  answered(): void {
+    this.#lender.answered(this)
+  }
+
   /** The session before has been answered. */
   caughtUp(): void {
     if (!this.#isBehind) return
     this.#isBehind = false
     this.#lender.caughtUp(this)
+    this.borrower.caughtUp()
     if (this.#isOffered && !this.#isOver) this.#lender.offered(this)
   }
 

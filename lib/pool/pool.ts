@@ -36,6 +36,7 @@ export class Pool {
   }
   readonly #lender: Lender = {
     offered: (loan) => this.#offer(loan),
+    answered: (loan) => this.#loans.get(loan.connection)?.caughtUp(),
     caughtUp: (loan) => this.#queue.caughtUp(loan.checkOut),
     checkedIn: (loan) => {
       this.#end(loan)

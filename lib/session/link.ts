@@ -380,6 +380,11 @@ export class Link implements Borrower, FlightListener {
     return this.isTransactional
   }
 
+  caughtUp(): void {
+    if (this.#final !== undefined) this.arm(this.#final.spec.text ?? '')
+    else if (!this.#hasLeft) this.#startMaxTimer()
+  }
+
   overdue(reason: () => RequestDbError): void {
     // A COMMIT on its way cannot be called back.
     if (this.#phase !== 'departed' || this.#final !== undefined || this.#hasLeft) return
@@ -480,10 +485,11 @@ export class Link implements Borrower, FlightListener {
   }
 
   // The connection has been handed over; nobody else would end what is left open on it.
-  #part({ connection }: Loan, status: TransactionStatus): void {
-    if (status !== 'I') {
+  #part(loan: Loan, status: TransactionStatus): void {
+    if (status === 'I') loan.answered()
+    else {
       const rollback = new Step({ text: 'ROLLBACK', fixed: true }, () => {})
-      connection.sendWithin(this.pool.options.settleTimeoutMillis, 'ROLLBACK', [rollback], () => {})
+      loan.connection.sendWithin(this.pool.options.settleTimeoutMillis, 'ROLLBACK', [rollback], () => {})
     }
     const { spec, tag } = this.#final as Step
     if (spec.text === 'COMMIT' && tag !== 'COMMIT') this.pool.ledger.totals.rollbacks++
@@ -543,9 +549,6 @@ export class Link implements Borrower, FlightListener {
   #begun(): void {
     this.inTransaction = true
     this.#phase = 'open'
-    this.#loan?.caughtUp()
-    if (this.#final !== undefined) this.arm(this.#final.spec.text ?? '')
-    if (this.#maxTimer === undefined && this.#final === undefined && !this.#hasLeft) this.#startMaxTimer()
     for (const steps of this.#held.splice(0)) this.#send(steps)
     this.#changed()
   }

@@ -406,7 +406,9 @@ export class UnitOfWork {
     }
     if (link.doom !== undefined) return link.doom
     if (this.#abandoned) return this.#endedError()
-    if (this.#link.isIdle && kept.length === 0) return this.#deferred.failure
+    // Of a deferred write that left with a statement and was refused, nobody has been told.
+    if (this.#deferred.failure !== undefined) return this.#deferred.failure
+    if (this.#link.isIdle && kept.length === 0) return undefined
     const { error, tag } = await this.#link.end('COMMIT', kept)
     if (error === undefined && tag === 'COMMIT') {
       pool.ledger.totals.commits++

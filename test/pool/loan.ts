@@ -10,6 +10,7 @@ const borrower: Borrower = {
   canFollow: false,
   granted: () => {},
   refused: () => {},
+  caughtUp: () => {},
   overdue: () => {},
   lost: () => {},
   evict: () => {},
@@ -24,6 +25,7 @@ function lend(lent: Connection) {
   const holding = new Ledger().checkedOut(WHO, 1)
   const lender = {
     offered: () => told.push('offered'),
+    answered: () => told.push('answered'),
     caughtUp: () => told.push('caught up'),
     checkedIn: () => told.push('checked in'),
   }
@@ -45,7 +47,8 @@ t.test('a loan that was handed over is not given back', async (t) => {
   loan.end()
   loan.checkIn()
   loan.offer()
-  t.strictSame(told, ['offered'])
+  loan.answered()
+  t.strictSame(told, ['offered', 'answered'])
 })
 
 t.test('a loan behind another is offered once that is answered', async (t) => {

@@ -23,6 +23,7 @@ export class Visitor implements Borrower {
     this.error = error
     this.told.push(error.code.replace('FST_REQUEST_DB_', ''))
   }
+  caughtUp(): void {}
   overdue(reason: () => RequestDbError): void {
     this.error = reason()
     this.told.push('overdue')
