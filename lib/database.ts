@@ -9,7 +9,7 @@ import { now } from './pool/queue.ts'
 import { type BeginOptions, beginStatement, routeSettings, settingsStep } from './session/begin.ts'
 import { SessionConnection } from './session/driver.ts'
 import { executorOf, makeSession, propsOf, type Session } from './session/session.ts'
-import { UnitOfWork } from './session/transaction.ts'
+import { type UnitHost, UnitOfWork } from './session/transaction.ts'
 
 /** `fastify.db`: the pool of this process, and sessions outside of a request. */
 export class Database<DB> {
@@ -92,15 +92,16 @@ export class Database<DB> {
   #unit(who: Who, options: SessionOptions): UnitOfWork {
     const route = checkSessionOptions(this.#options.route, options)
     const isReadOnly = route.readOnly === true
-    return new UnitOfWork(this.#pool, {
+    const begin = route.autocommit ? undefined : beginStatement({ ...route, readOnly: isReadOnly })
+    const host: UnitHost = {
       who,
-      begin: route.autocommit ? undefined : beginStatement({ ...route, readOnly: isReadOnly }),
       settings: () => settingsStep({ ...routeSettings(route, isReadOnly), ...options.settings }),
       maxSessionMillis: this.#options.maxSessionMillis,
       isCommitCertain: false,
       log: this.#log,
       onFirstUse: () => {},
       onCut: () => {},
-    })
+    }
+    return new UnitOfWork(this.#pool, host, begin)
   }
 }

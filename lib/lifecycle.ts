@@ -6,14 +6,12 @@ import {
   AFTER_ANSWER,
   AFTER_ERROR,
   isStream,
+  type Leave,
   RequestSession,
   type RequestSlots,
   type Slotted,
 } from './request-session.ts'
 import type { Session } from './session/session.ts'
-
-// These speak of the answer that was to be; the error that takes its place must not be cached or followed.
-const HEADERS_OF_SUCCESS = ['cache-control', 'etag', 'expires', 'last-modified', 'location', 'content-location', 'age']
 
 type Done = () => void
 
@@ -63,23 +61,19 @@ export class Lifecycle {
   }
 
   /** At the head of all onSend hooks: sees the payload before one of them turns it into something else. */
-  onSendFirst = (request: FastifyRequest, _reply: FastifyReply, payload: unknown, done: Done): Promise<void> | void => {
+  onSendFirst = (request: FastifyRequest, _reply: FastifyReply, payload: unknown, done: Leave): void => {
     const slots = request as unknown as Slotted
     slots[this.slots.payload] ??= isStream(payload) ? 'stream' : 'plain'
     const session = slots[this.slots.session] as RequestSession | null
-    if (!session || this.slots.route in (request.routeOptions.config as object)) return done()
-    return this.onSendLast(request, _reply, payload, done)
+    if (session === null || session.isMarked) done()
+    else session.send(payload, done)
   }
 
   /** At the end of a route's onSend hooks: an error in any of the others still rolls back. */
-  onSendLast = (request: FastifyRequest, reply: FastifyReply, payload: unknown, done: Done): Promise<void> | void => {
+  onSendLast = (request: FastifyRequest, _reply: FastifyReply, payload: unknown, done: Leave): void => {
     const session = (request as unknown as Slotted)[this.slots.session] as RequestSession | null
-    const settlement = session?.send(payload)
-    if (settlement === undefined) return done()
-    return settlement.catch((error: unknown) => {
-      for (const name of HEADERS_OF_SUCCESS) reply.removeHeader(name)
-      throw error
-    })
+    if (session === null) done()
+    else session.send(payload, done)
   }
 
   /** Only begins the rollback: while Fastify waits for an onError hook, any further `reply.send` ends the process. */

@@ -1,13 +1,14 @@
 import { validateHeaderName, validateHeaderValue } from 'node:http'
 import type { Socket } from 'node:net'
-import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyBaseLogger, FastifyReply, FastifyRequest } from 'fastify'
 import { SessionEnded } from './errors.ts'
 import type { EffectiveOptions, EffectiveRouteOptions } from './options.ts'
+import type { Step } from './pool/flight.ts'
 import type { Who } from './pool/ledger.ts'
 import type { Pool } from './pool/pool.ts'
 import { beginStatement, isCommitCertain, routeSettings, settingsStep } from './session/begin.ts'
 import { makeSession, type Session } from './session/session.ts'
-import { UnitOfWork } from './session/transaction.ts'
+import { type UnitHost, UnitOfWork } from './session/transaction.ts'
 
 export const AFTER_ERROR =
   'the request failed and was rolled back; an error handler that must write uses fastify.db.session(fn)'
@@ -49,11 +50,23 @@ export interface RequestSlots {
 
 export type Slotted = Record<symbol, unknown>
 
+// These speak of the answer that was to be; the error that takes its place must not be cached or followed.
+const HEADERS_OF_SUCCESS = ['cache-control', 'etag', 'expires', 'last-modified', 'location', 'content-location', 'age']
+
+/** Lets an answer leave, or, with an error, that in its place. */
+export type Leave = (error?: Error) => void
+
 /** One request's session and its end. Every road leads to `unit.settle`. */
-export class RequestSession {
+export class RequestSession implements UnitHost {
   readonly unit: UnitOfWork
   readonly session: Session<unknown>
   readonly route: EffectiveRouteOptions
+  /** Our last onSend hook is the last of its route. */
+  readonly isMarked: boolean
+  readonly who: Who
+  readonly isCommitCertain: boolean
+  readonly #options: EffectiveOptions
+  readonly #isReadOnly: boolean
   readonly #request: FastifyRequest
   readonly #reply: FastifyReply
   readonly #slots: RequestSlots
@@ -85,37 +98,67 @@ export class RequestSession {
     this.#reply = reply
     this.#slots = slots
     this.#name = pool.options.name
+    this.#options = options
     const { config, url } = request.routeOptions
-    this.route = ((config as unknown as Slotted)[slots.route] as EffectiveRouteOptions | undefined) ?? options.route
+    const own = (config as unknown as Slotted)[slots.route] as EffectiveRouteOptions | undefined
+    this.isMarked = own !== undefined
+    this.route = own ?? options.route
     const { autocommit, isolationLevel, deferrable, readOnly } = this.route
-    const isReadOnly = typeof readOnly === 'function' ? readOnly(request) : readOnly
-    const begin = { isolationLevel, deferrable, readOnly: isReadOnly }
-    const who: Who = { method: request.method, route: url ?? '', requestId: request.id }
-    this.unit = new UnitOfWork(pool, {
-      who,
-      begin: autocommit ? undefined : beginStatement(begin),
-      settings: () => settingsStep({ ...routeSettings(this.route, isReadOnly), ...options.settings?.(request) }),
-      maxSessionMillis: options.maxSessionMillis,
-      isCommitCertain: isCommitCertain(begin),
-      log: request.log,
-      onFirstUse: () => this.#watch(),
-      onCut: () => this.#cutStream(),
-    })
+    this.#isReadOnly = typeof readOnly === 'function' ? readOnly(request) : readOnly
+    const begin = { isolationLevel, deferrable, readOnly: this.#isReadOnly }
+    this.who = { method: request.method, route: url ?? '', requestId: request.id }
+    this.isCommitCertain = isCommitCertain(begin)
+    this.unit = new UnitOfWork(pool, this, autocommit ? undefined : beginStatement(begin))
     this.session = makeSession(this.unit, begin, options.plugins)
+  }
+
+  // For the unit of work
+
+  get log(): FastifyBaseLogger {
+    return this.#request.log
+  }
+
+  get maxSessionMillis(): number | false {
+    return this.#options.maxSessionMillis
+  }
+
+  settings(): Step | undefined {
+    const own = routeSettings(this.route, this.#isReadOnly)
+    const { settings } = this.#options
+    return settings === undefined && own === undefined
+      ? undefined
+      : settingsStep({ ...own, ...settings?.(this.#request) })
+  }
+
+  onFirstUse(): void {
+    this.#watch()
+  }
+
+  onCut(): void {
+    this.#cutStream()
   }
 
   get #payload(): unknown {
     return (this.#request as unknown as Slotted)[this.#slots.payload]
   }
 
-  /** onSend: settles, unless this is not the time. Undefined when there is nothing to wait for. */
-  send(payload: unknown): Promise<void> | undefined {
-    if (this.#isTimedOut && this.#isUsed && this.#reply.statusCode < 400) return Promise.reject(this.#timeoutError())
+  /** onSend: settles, unless this is not the time, and then calls `leave`; never for an answer that must not leave. */
+  send(payload: unknown, leave: Leave): void {
+    if (this.#isTimedOut && this.#isUsed && this.#reply.statusCode < 400) this.#refuse(this.#timeoutError(), leave)
     // The answer to an error does not wait: ROLLBACK needs no answer to be certain.
-    if (this.#isFailed || this.#hasLeft || this.#payload === 'stream') return undefined
-    if (this.route.commitOn !== 'onSend') return this.#answerAfter(this.#leaveUncommitted())
+    else if (this.#isFailed || this.#hasLeft || this.#payload === 'stream') leave()
+    else this.#answerAfter(this.#settleFor(payload), leave)
+  }
+
+  #settleFor(payload: unknown): Promise<void> | undefined {
+    if (this.route.commitOn !== 'onSend') return this.#leaveUncommitted()
     if (isWebResponse(payload)) this.#reply.code(payload.status)
-    return this.#answerAfter(isSendable(payload, this.#reply) ? this.#settle() : this.#rollBack())
+    return isSendable(payload, this.#reply) ? this.#settle() : this.#rollBack()
+  }
+
+  #refuse(error: Error, leave: Leave): void {
+    for (const name of HEADERS_OF_SUCCESS) this.#reply.removeHeader(name)
+    leave(error)
   }
 
   // Before an answer that does not wait for COMMIT.
@@ -160,31 +203,37 @@ export class RequestSession {
    * `reply.send(x)` without returning it makes a second, empty one while we wait; and an answer can be overtaken by an
    * error, such as a handler timeout. The one too many never leaves: its hook does not call back.
    */
-  #answerAfter(settlement: Promise<void> | undefined): Promise<void> | undefined {
-    if (settlement === undefined) return undefined
+  #answerAfter(settlement: Promise<void> | undefined, leave: Leave): void {
+    if (settlement === undefined) {
+      leave()
+      return
+    }
     const isSecond = this.#isAnswering
     this.#isAnswering = true
     const { statusCode } = this.#reply
-    return new Promise((resolve, reject) => {
-      const leave = (how: () => void) => {
-        if (isSecond || this.#isFailed) return
-        this.#isAnswering = false
-        this.#hasLeft = true
-        how()
-      }
-      const commit = () => {
+    const isLeaving = () => {
+      if (isSecond || this.#isFailed) return false
+      this.#isAnswering = false
+      this.#hasLeft = true
+      return true
+    }
+    settlement.then(
+      () => {
+        if (!isLeaving()) return
         if (this.#interrupted) this.#restore(statusCode, this.#interrupted)
-        resolve()
-      }
-      const refuse = (error: { statusCode?: number }) => {
+        try {
+          leave()
+        } catch (error) {
+          // Fastify could not write it after all, and takes the error in its place.
+          leave(error as Error)
+        }
+      },
+      (error) => {
+        if (!isLeaving()) return
         if (this.#interrupted) this.#reply.code(error.statusCode ?? 500)
-        reject(error)
-      }
-      settlement.then(
-        () => leave(commit),
-        (error) => leave(() => refuse(error)),
-      )
-    })
+        this.#refuse(error, leave)
+      },
+    )
   }
 
   /** The error handler has made the answer its own meanwhile. */
@@ -241,9 +290,9 @@ export class RequestSession {
     if (raw.writableEnded) throw new SessionEnded(this.#name, AFTER_ANSWER)
     if (isGone(this.#request, this.#reply)) throw new SessionEnded(this.#name, CLIENT_GONE)
     this.#isUsed = true
-    raw.once('finish', this.#onFinish)
-    raw.once('close', this.#onClose)
-    raw.once('error', this.#onClose)
+    raw.on('finish', this.#onFinish)
+    raw.on('close', this.#onClose)
+    raw.on('error', this.#onClose)
     this.#watched = watchSocket(socket, this)
   }
 
@@ -293,9 +342,12 @@ function isSendable(payload: unknown, reply: FastifyReply): boolean {
   // HTTP/2 drops a header that it cannot send.
   if ('stream' in raw) return true
   try {
-    for (const [name, value] of Object.entries(reply.getHeaders())) {
+    const headers = reply.getHeaders()
+    for (const name in headers) {
       validateHeaderName(name)
-      for (const one of [value].flat()) validateHeaderValue(name, String(one))
+      const value = headers[name]
+      if (!Array.isArray(value)) validateHeaderValue(name, String(value))
+      else for (const one of value) validateHeaderValue(name, String(one))
     }
     return true
   } catch {

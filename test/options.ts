@@ -72,6 +72,7 @@ t.test('names that do not exist are refused, wherever they are', async (t) => {
     [{ connectionString, sizes: 1 }, 'sizes'],
     [{ connectionString, pool: { max: 1 } }, 'pool.max'],
     [{ connectionString, pool: { prePing: { idle: 1 } } }, 'pool.prePing.idle'],
+    [{ connectionString, preparedStatements: { size: 1 } }, 'preparedStatements.size'],
     [{ connectionString, toString: 1 }, 'toString'],
     [{ connectionString, constructor: 1 }, 'constructor'],
     [{ connectionString, ...JSON.parse('{"hasOwnProperty": 1}') }, 'hasOwnProperty'],
@@ -79,7 +80,7 @@ t.test('names that do not exist are refused, wherever they are', async (t) => {
     [{ connectionString, autocommit: true }, 'autocommit'],
     [{ connectionString, undefined: undefined }, 'undefined'],
     // Left to later: what does nothing yet is not accepted yet.
-    ...['retry', 'echo', 'resetOnReturn', 'pooler', 'asyncContext', 'preparedStatements', 'leakDetectionMillis'].map(
+    ...['retry', 'echo', 'resetOnReturn', 'pooler', 'asyncContext', 'leakDetectionMillis'].map(
       (name) => [{ connectionString, [name]: undefined }, name] as const,
     ),
   ] as const) {
@@ -146,6 +147,7 @@ t.test('the defaults', async (t) => {
       prePing: { idleMillis: 1000, timeoutMillis: 500 },
       settleTimeoutMillis: 2000,
       closeGraceMillis: 5000,
+      preparedStatements: false,
     },
     route: {
       commitOn: 'onSend',
@@ -187,6 +189,7 @@ t.test('what is given is what is in force, at its limits too', async (t) => {
     settleTimeoutMillis: 2 ** 31 - 1,
     maxSessionMillis: 2 ** 31 - 1,
     closeGraceMillis: 0,
+    preparedStatements: { cacheSize: 1 },
     plugins: [plugin],
   })
   t.match(options, {
@@ -200,6 +203,7 @@ t.test('what is given is what is in force, at its limits too', async (t) => {
       prePing: { idleMillis: 0, timeoutMillis: 1 },
       settleTimeoutMillis: 2 ** 31 - 1,
       closeGraceMillis: 0,
+      preparedStatements: { cacheSize: 1 },
     },
     route: { commitOn: 'onResponse', isolationLevel: 'repeatable read', readOnly: true, statementTimeoutMillis: 1 },
     maxSessionMillis: 2 ** 31 - 1,
@@ -215,8 +219,11 @@ t.test('false turns off what can be turned off', async (t) => {
     pool: { recycleMillis: false, prePing: false },
     statementTimeoutMillis: false,
     maxSessionMillis: false,
+    preparedStatements: false,
   })
-  t.match(off, { pool: { recycleMillis: Number.POSITIVE_INFINITY, prePing: false }, maxSessionMillis: false })
+  const pool = { recycleMillis: Number.POSITIVE_INFINITY, prePing: false, preparedStatements: false }
+  t.match(off, { pool, maxSessionMillis: false })
+  t.match(check({ connectionString, preparedStatements: {} }).pool, { preparedStatements: { cacheSize: 100 } })
   t.equal(off.route.statementTimeoutMillis, false)
 })
 

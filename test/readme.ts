@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import * as errors from '../lib/errors.ts'
-import { pingChecks, pluginChecks, poolChecks, routeChecks } from '../lib/options.ts'
+import { pingChecks, pluginChecks, poolChecks, routeChecks, statementChecks } from '../lib/options.ts'
 import { compile } from './support/compiler.ts'
 import { createDatabase } from './support/database.ts'
 import { t, test } from './support/test.ts'
@@ -36,6 +36,7 @@ test('the README names every option and no other', async (t) => {
     ...Object.keys(routeChecks),
     ...Object.keys(poolChecks).map((name) => `pool.${name}`),
     ...Object.keys(pingChecks).map((name) => `pool.prePing.${name}`),
+    ...Object.keys(statementChecks).map((name) => `preparedStatements.${name}`),
   ]
   t.strictSame(firstCells('Options').sort(), [...new Set(names)].sort())
 })

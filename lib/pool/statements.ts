@@ -6,6 +6,7 @@ export interface Prepared {
   /** Its Parse is on the wire. */
   isSent: boolean
   readonly parsedBy: object
+  lastUse: number
   /** What its rows look like, kept for its user. */
   shape: unknown
 }
@@ -54,9 +55,11 @@ const COUNTED = 4
 export class NamedStatements implements StatementNames {
   readonly #cacheSize: number
   readonly #uses = new Map<string, number>()
-  readonly #names = new Map<string, string>()
+  readonly #names = new Map<string, Name>()
   readonly #connections = new Set<NamesOfConnection>()
   #count = 0
+  /** Counts uses: what was used last has the highest. */
+  clock = 0
 
   constructor(cacheSize: number) {
     this.#cacheSize = cacheSize
@@ -69,42 +72,43 @@ export class NamedStatements implements StatementNames {
   }
 
   dropEverywhere(text: string): void {
-    const name = this.#names.get(text)
-    if (name === undefined) return
+    const old = this.#names.get(text)
+    if (old === undefined) return
     // It has earned a name already: a new one, which no connection can take for the old.
     this.#names.set(text, this.#newName())
-    for (const connection of this.#connections) connection.forgetName(name)
+    for (const connection of this.#connections) connection.forgetName(old.name)
   }
 
   /** The name of `text`; undefined while it has not come often enough. */
   nameOf(text: string): string | undefined {
-    const name = this.#names.get(text)
-    if (name !== undefined) {
-      touch(this.#names, text, name)
-      return name
+    const known = this.#names.get(text)
+    if (known !== undefined) {
+      known.lastUse = ++this.clock
+      return known.name
     }
     const uses = (this.#uses.get(text) ?? 0) + 1
+    // Behind the others, as one that came just now.
+    this.#uses.delete(text)
     if (uses <= USES_BEFORE_NAME) {
-      touch(this.#uses, text, uses)
-      dropOldest(this.#uses, COUNTED * this.#cacheSize)
+      this.#uses.set(text, uses)
+      const [oldest] = this.#uses.keys()
+      if (this.#uses.size > COUNTED * this.#cacheSize && oldest !== undefined) this.#uses.delete(oldest)
       return undefined
     }
-    this.#uses.delete(text)
+    if (this.#names.size >= this.#cacheSize) this.#names.delete(leastRecent(this.#names) ?? '')
     const given = this.#newName()
     this.#names.set(text, given)
-    dropOldest(this.#names, this.#cacheSize)
-    return given
+    return given.name
   }
 
-  #newName(): string {
-    return `request_db_${++this.#count}`
+  #newName(): Name {
+    return { name: `request_db_${++this.#count}`, lastUse: ++this.clock }
   }
 }
 
 class NamesOfConnection implements PreparedStatements {
   readonly #names: NamedStatements
   readonly #cacheSize: number
-  // The least recently used comes first.
   readonly #prepared = new Map<string, Prepared>()
   #closing: string[] = []
   readonly end: () => void
@@ -122,10 +126,17 @@ class NamesOfConnection implements PreparedStatements {
     if (known !== undefined) {
       // Were its Parse refused, who comes behind another Sync would be told of an unknown name.
       if (!known.isReady && known.parsedBy !== user) return undefined
-      touch(this.#prepared, name, known)
+      known.lastUse = ++this.#names.clock
       return known
     }
-    const prepared: Prepared = { name, isReady: false, isSent: false, parsedBy: user, shape: undefined }
+    const prepared: Prepared = {
+      name,
+      isReady: false,
+      isSent: false,
+      parsedBy: user,
+      lastUse: ++this.#names.clock,
+      shape: undefined,
+    }
     this.#prepared.set(name, prepared)
     this.#makeRoom(user)
     return prepared
@@ -154,25 +165,29 @@ class NamesOfConnection implements PreparedStatements {
     for (const name of [...this.#prepared.keys()]) this.forgetName(name)
   }
 
-  // What `user` is about to send must still be there when it arrives.
+  // What is about to be sent must still be there when it arrives.
   #makeRoom(user: object): void {
     if (this.#prepared.size <= this.#cacheSize) return
-    for (const prepared of this.#prepared.values()) {
-      if (!prepared.isReady || prepared.parsedBy === user) continue
-      this.forgetName(prepared.name)
-      return
-    }
+    const oldest = leastRecent(this.#prepared, ({ isReady, parsedBy }) => isReady && parsedBy !== user)
+    if (oldest !== undefined) this.forgetName(oldest)
   }
 }
 
-// Maps keep the order in which keys were set.
-function touch<T>(map: Map<string, T>, key: string, value: T): void {
-  map.delete(key)
-  map.set(key, value)
+interface Name {
+  readonly name: string
+  lastUse: number
 }
 
-function dropOldest<T>(map: Map<string, T>, size: number): void {
-  if (map.size <= size) return
-  const [oldest] = map.keys()
-  if (oldest !== undefined) map.delete(oldest)
+function leastRecent<T extends { lastUse: number }>(
+  map: Map<string, T>,
+  isFit: (value: T) => boolean = () => true,
+): string | undefined {
+  let found: string | undefined
+  let lastUse = Number.POSITIVE_INFINITY
+  for (const [key, value] of map) {
+    if (value.lastUse >= lastUse || !isFit(value)) continue
+    found = key
+    lastUse = value.lastUse
+  }
+  return found
 }

@@ -40,11 +40,16 @@ export function settingsStep(settings: Record<string, SettingValue>): Step | und
   return new Step({ text: `SELECT ${calls.join(', ')}`, values, flush: true, prefix: true }, () => {})
 }
 
-/** Settings that come from options rather than from the app. */
-export function routeSettings(route: EffectiveRouteOptions, isReadOnly: boolean): Record<string, SettingValue> {
+/** Settings that come from options rather than from the app; undefined where there are none. */
+export function routeSettings(
+  route: EffectiveRouteOptions,
+  isReadOnly: boolean,
+): Record<string, SettingValue> | undefined {
+  // Without BEGIN there is no BEGIN READ ONLY either.
+  const isReadOnlySet = route.autocommit && isReadOnly
+  if (route.statementTimeoutMillis === false && !isReadOnlySet) return undefined
   return {
     ...(route.statementTimeoutMillis !== false && { statement_timeout: route.statementTimeoutMillis }),
-    // Without BEGIN there is no BEGIN READ ONLY either.
-    ...(route.autocommit && isReadOnly && { transaction_read_only: 'on' }),
+    ...(isReadOnlySet && { transaction_read_only: 'on' }),
   }
 }

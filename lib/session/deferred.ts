@@ -27,10 +27,11 @@ export class DeferredWrites {
     scope.kept.push(new Step({ text, values, describe: true }, onSettle))
   }
 
-  /** What `scope` has kept, to be sent now. */
+  /** What `scope` has kept, to be sent now: an array of the caller's own. */
   take(scope: Keeper): Step[] {
     const { kept } = scope
-    if (kept.length > 0) scope.kept = []
+    if (kept.length === 0) return []
+    scope.kept = []
     return kept
   }
 

@@ -42,7 +42,7 @@ export class SessionConnection implements DatabaseConnection {
     try {
       const values = mapValues(query.parameters)
       const scope = this.#scope
-      return toQueryResult(await scope.unit.run(scope, query.sql, values))
+      return toQueryResult<R>(await scope.unit.run(scope, query.sql, values))
     } catch (error) {
       throw withCallSite(error)
     }

@@ -5,23 +5,25 @@ import type { Borrower, CheckOut, Loan } from '../pool/loan.ts'
 import type { Pool } from '../pool/pool.ts'
 import { endsTransaction, tellLanded, tellLost } from './outcome.ts'
 
+const COMMIT = { text: 'COMMIT', fixed: true }
+const ROLLBACK = { text: 'ROLLBACK', fixed: true }
 // How long what runs may finish by itself before it is cancelled: a cancel costs a connection of its own.
 const CANCEL_AFTER_MILLIS = 50
 const CANCEL_AGAIN_MILLIS = 500
 const IN_FAILED_TRANSACTION = '25P02'
 
-/** How transactions begin on a link, and who is told when it is cut. */
-export interface LinkOptions {
+/** Whose link it is: how its transactions begin, and who is told when it is cut. */
+export interface LinkOwner {
   readonly who: Who
   /** The BEGIN statement; undefined sends every statement on its own and keeps the connection only meanwhile. */
-  readonly begin: string | undefined
-  /** The statement that sets the transaction's run-time parameters, asked for once per transaction. */
-  readonly settings: () => Step | undefined
+  readonly beginSql: string | undefined
   readonly maxSessionMillis: number | false
+  /** The statement that sets the transaction's run-time parameters, asked for once per transaction. */
+  settings(): Step | undefined
   /** The session must end now: it held its connection for too long, or the pool closes. */
-  readonly onEvict: (reason: RequestDbError) => void
+  onEvict(reason: RequestDbError): void
   /** It has waited too long behind another session, which is as if it had never been given a connection: take a new link. */
-  readonly onOverdue: () => void
+  onOverdue(): void
 }
 
 /**
@@ -37,7 +39,7 @@ export interface LinkOptions {
  */
 export class Link implements Borrower, FlightListener {
   readonly pool: Pool
-  readonly options: LinkOptions
+  readonly #owner: LinkOwner
   /** The server has answered BEGIN. */
   inTransaction = false
   /** Why the transaction cannot be committed where the server does not know it: lost, or ended behind our back. */
@@ -67,18 +69,18 @@ export class Link implements Borrower, FlightListener {
   #maxTimer: NodeJS.Timeout | undefined
   #onChange: (() => void)[] = []
 
-  constructor(pool: Pool, options: LinkOptions) {
+  constructor(pool: Pool, owner: LinkOwner) {
     this.pool = pool
-    this.options = options
+    this.#owner = owner
   }
 
   get who(): Who {
-    return this.options.who
+    return this.#owner.who
   }
 
   /** Whether every transaction is begun and ended by us. */
   get isTransactional(): boolean {
-    return this.options.begin !== undefined
+    return this.#owner.beginSql !== undefined
   }
 
   get isIdle(): boolean {
@@ -147,17 +149,19 @@ export class Link implements Borrower, FlightListener {
     if (error !== undefined) throw error
   }
 
-  /** Sends COMMIT or ROLLBACK behind `steps`. Resolves with the error, if any; `settleTimeoutMillis` runs from its sending. */
-  async end(text: 'COMMIT' | 'ROLLBACK', steps: Step[]): Promise<{ error: unknown; tag: string | undefined }> {
-    await this.#cancelling
-    let final: Step | undefined
-    const error = await new Promise<unknown>((resolve) => {
-      final = new Step({ text, fixed: true }, resolve)
-      this.post([...steps, final], final)
+  /** Sends COMMIT behind `steps`. `done` with the error, if any, and what it did; `settleTimeoutMillis` runs from its sending. */
+  commit(steps: Step[], done: (error: unknown, tag: string | undefined) => void): void {
+    this.#end(COMMIT, steps, done)
+  }
+
+  #end(spec: Step['spec'], steps: Step[], done: (error: unknown, tag: string | undefined) => void): void {
+    const final = new Step(spec, (error, { tag }) => {
+      this.disarm()
+      this.#final = undefined
+      done(error, tag)
     })
-    this.disarm()
-    this.#final = undefined
-    return { error, tag: final?.tag }
+    steps.push(final)
+    this.post(steps, final)
   }
 
   /** Resolves when everything sent has been answered, or no answer can save it any more. */
@@ -180,7 +184,7 @@ export class Link implements Borrower, FlightListener {
     const loan = this.#loan
     this.refused(reason())
     // It was handed over in this very moment. What is under way on it is another's, so it has to be waited for.
-    if (loan?.isBehind) this.#depart(this.options.begin as string, loan)
+    if (loan?.isBehind) this.#depart(this.#owner.beginSql as string, loan)
   }
 
   /** Leaves nothing behind on the connection, or kills it. Resolves with what went wrong. */
@@ -191,7 +195,7 @@ export class Link implements Borrower, FlightListener {
     await this.#stop(CANCEL_AFTER_MILLIS)
     if (this.#loan !== undefined && this.#loan.connection.status !== 'I') {
       this.doom = undefined
-      error = (await this.end('ROLLBACK', [])).error
+      error = await new Promise<unknown>((resolve) => this.#end(ROLLBACK, [], resolve))
     }
     this.disarm()
     if (this.isTransactional) this.pool.ledger.totals.rollbacks++
@@ -329,9 +333,9 @@ export class Link implements Borrower, FlightListener {
   granted(loan: Loan): void {
     this.#checkOut = undefined
     this.#loan = loan
-    const { begin } = this.options
+    const { beginSql } = this.#owner
     if (!loan.isBehind) this.#startMaxTimer()
-    if (begin === undefined) {
+    if (beginSql === undefined) {
       this.#phase = 'open'
       this.#sendAll(this.#boarded.splice(0))
       this.#resetIfDone()
@@ -339,15 +343,18 @@ export class Link implements Borrower, FlightListener {
     }
     // The siblings of a Promise.all are a few microtasks away: they board the same flight.
     queueMicrotask(() => {
-      if (this.#loan === loan && this.#phase === 'boarding') this.#depart(begin, loan)
+      if (this.#loan === loan && this.#phase === 'boarding') this.#depart(beginSql, loan)
     })
   }
 
   #startMaxTimer(): void {
-    const { maxSessionMillis, onEvict } = this.options
+    const { maxSessionMillis } = this.#owner
     if (!maxSessionMillis) return
     const why = `it held its connection for longer than maxSessionMillis (${maxSessionMillis})`
-    this.#maxTimer = setTimeout(() => onEvict(new SessionEnded(this.pool.options.name, why)), maxSessionMillis)
+    this.#maxTimer = setTimeout(
+      () => this.#owner.onEvict(new SessionEnded(this.pool.options.name, why)),
+      maxSessionMillis,
+    )
   }
 
   #stopMaxTimer(): void {
@@ -393,7 +400,7 @@ export class Link implements Borrower, FlightListener {
     for (const step of this.#first) step.settle(this.doom)
     this.#refuseHeld()
     this.#changed()
-    this.options.onOverdue()
+    this.#owner.onOverdue()
     // What is on its way cannot be called back, only undone.
     void this.rollBack().then(() => this.reset())
   }
@@ -428,7 +435,7 @@ export class Link implements Borrower, FlightListener {
   }
 
   evict(reason: RequestDbError): void {
-    if (!this.#hasLeft) this.options.onEvict(reason)
+    if (!this.#hasLeft) this.#owner.onEvict(reason)
   }
 
   // Flights
@@ -447,8 +454,8 @@ export class Link implements Borrower, FlightListener {
     }
     const isEnd = this.#hasFinal(flight)
     this.#landed(this.inTransaction && flight.steps.some(endsTransaction) ? 'I' : status, isEnd)
-    tellLanded(flight, name)
     if (isEnd && this.#loan?.isOver) this.#part(this.#loan, status)
+    tellLanded(flight, name)
     this.#changed()
   }
 
@@ -481,14 +488,14 @@ export class Link implements Borrower, FlightListener {
     loan.caughtUp()
     loan.holding.again(this.#first.filter((step) => step.spec.describe).length)
     this.#boarded = this.#first
-    this.#depart(this.options.begin as string, loan)
+    this.#depart(this.#owner.beginSql as string, loan)
   }
 
   // The connection has been handed over; nobody else would end what is left open on it.
   #part(loan: Loan, status: TransactionStatus): void {
     if (status === 'I') loan.answered()
     else {
-      const rollback = new Step({ text: 'ROLLBACK', fixed: true }, () => {})
+      const rollback = new Step(ROLLBACK, () => {})
       loan.connection.sendWithin(this.pool.options.settleTimeoutMillis, 'ROLLBACK', [rollback], () => {})
     }
     const { spec, tag } = this.#final as Step
@@ -510,7 +517,7 @@ export class Link implements Borrower, FlightListener {
     this.#hasLeft = false
     this.#refusal = undefined
     try {
-      this.#settings = this.options.settings()
+      this.#settings = this.#owner.settings()
     } catch (error) {
       // The app's own function has thrown. Deferred writes that were to leave now must hear of it too.
       this.refused(error)

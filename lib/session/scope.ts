@@ -44,7 +44,7 @@ export class Scopes<Unit> {
   readonly root: Scope<Unit>
   readonly #stack: Scope<Unit>[]
   readonly #patienceMillis: number
-  readonly #turns = new Set<Turn<Unit>>()
+  #turns: Set<Turn<Unit>> | undefined
   #locked = false
   #named = 0
 
@@ -121,7 +121,7 @@ export class Scopes<Unit> {
 
   /** Nobody will get a turn any more. */
   refuseAll(reason: () => Error): void {
-    for (const turn of [...this.#turns]) turn.refuse(reason())
+    for (const turn of [...(this.#turns ?? [])]) turn.refuse(reason())
   }
 
   /** @throws NESTED_CONFLICT when `scope` takes no statements any more, or never did. */
@@ -149,7 +149,7 @@ export class Scopes<Unit> {
       }, this.#patienceMillis)
       const leave = () => {
         clearTimeout(timer)
-        this.#turns.delete(turn)
+        this.#turns?.delete(turn)
       }
       const turn: Turn<Unit> = {
         scope,
@@ -162,12 +162,13 @@ export class Scopes<Unit> {
           reject(error)
         },
       }
+      this.#turns ??= new Set()
       this.#turns.add(turn)
     })
   }
 
   #wake(): void {
-    if (this.#locked) return
+    if (this.#locked || this.#turns === undefined) return
     for (const turn of [...this.#turns]) if (turn.scope === this.top || !turn.scope.open) turn.go()
   }
 }

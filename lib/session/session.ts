@@ -1,5 +1,6 @@
 import {
   type Compilable,
+  type CompiledQuery,
   type ConnectionProvider,
   DefaultQueryExecutor,
   Kysely,
@@ -9,6 +10,7 @@ import {
   PostgresAdapter,
   PostgresQueryCompiler,
   type QueryExecutor,
+  type QueryResult,
   type Transaction,
   TransactionBuilder,
   WithSchemaPlugin,
@@ -26,6 +28,23 @@ const adapter = new PostgresAdapter()
 /** A Kysely executor whose statements go through the unit of work that `provide` names. */
 export function executorOf(provider: ConnectionProvider, plugins: readonly KyselyPlugin[]): QueryExecutor {
   return new DefaultQueryExecutor(compiler, adapter, provider, [...plugins])
+}
+
+/** The executor of a session: without plugins, nothing stands between a query and its unit of work. */
+class SessionExecutor extends DefaultQueryExecutor {
+  readonly #connection: SessionConnection
+
+  constructor(connection: SessionConnection, provider: ConnectionProvider, plugins: KyselyPlugin[]) {
+    super(compiler, adapter, provider, plugins)
+    this.#connection = connection
+  }
+
+  // With the options of Kysely 0.29, such as a signal, Kysely has more to do.
+  override executeQuery<R>(query: CompiledQuery, ...options: object[]): Promise<QueryResult<R>> {
+    const isPlain = options[0] === undefined && this.plugins.length === 0
+    if (isPlain) return this.#connection.executeQuery<R>(query)
+    return super.executeQuery<R>(...([query, ...options] as unknown as [CompiledQuery]))
+  }
 }
 
 /** What Kysely is made of, around an executor. */
@@ -189,5 +208,5 @@ class NestedTransactionBuilder<DB> extends TransactionBuilder<DB> {
 /** Makes a session on a unit of work. */
 export function makeSession<DB>(unit: UnitOfWork, begin: BeginOptions, plugins: readonly KyselyPlugin[]): Session<DB> {
   const provider: ConnectionProvider = { provideConnection: (consumer) => consumer(new SessionConnection(unit, begin)) }
-  return new Session<DB>(unit, executorOf(provider, plugins))
+  return new Session<DB>(unit, new SessionExecutor(new SessionConnection(unit, begin), provider, [...plugins]))
 }

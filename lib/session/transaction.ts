@@ -10,20 +10,21 @@ import {
   TransactionAborted,
 } from '../errors.ts'
 import { type Result, Step } from '../pool/flight.ts'
+import type { Who } from '../pool/ledger.ts'
 import type { Pool } from '../pool/pool.ts'
 import { DeferredWrites } from './deferred.ts'
-import { Link, type LinkOptions } from './link.ts'
+import { Link, type LinkOwner } from './link.ts'
 import { type Callback, enter, nest, outside, type Scope, Scopes } from './scope.ts'
 
-/** How a unit of work begins, and whom it tells. */
-export interface UnitOptions extends Omit<LinkOptions, 'onEvict' | 'onOverdue'> {
+/** Whose unit of work it is: what it needs to know, and who is told. */
+export interface UnitHost extends Omit<LinkOwner, 'beginSql' | 'onEvict' | 'onOverdue'> {
   /** Its COMMIT can bring no news: it wrote nothing, and no other transaction can make it fail. */
   readonly isCommitCertain: boolean
   readonly log: FastifyBaseLogger
   /** Before the first statement. @throws SESSION_ENDED when it is too late for one. */
-  readonly onFirstUse: () => void
+  onFirstUse(): void
   /** The session was ended from outside while its answer may be on the way. */
-  readonly onCut: () => void
+  onCut(): void
 }
 
 /** What a session can be in. `failed`: the server, or the loss of the connection, leaves only a rollback. */
@@ -35,15 +36,16 @@ const UNAWAITED = 'A nested transaction was still open when the session ended, a
  * One unit of work: what a session can be asked to do, in which order, and how it ends. Every method that sends
  * something waits for its scope's turn first; `commit` and `rollback` leave it usable, `settle` and `abandon` end it.
  */
-export class UnitOfWork {
-  readonly options: UnitOptions
+export class UnitOfWork implements LinkOwner {
+  readonly host: UnitHost
+  readonly beginSql: string | undefined
   /** The session's unit: this one, or the one it is a child of. */
   readonly owner: UnitOfWork
   #link: Link
   readonly #scopes: Scopes<UnitOfWork>
   readonly #deferred: DeferredWrites
   /** Units that live and end with this one: transactions and streams of an autocommit session. */
-  readonly #children = new Set<UnitOfWork>()
+  #children: Set<UnitOfWork> | undefined
   #used = false
   // Why it is over. An error is made of it for whoever still uses it, with the stack of that use.
   #ended: string | RequestDbError | undefined
@@ -52,20 +54,37 @@ export class UnitOfWork {
   #abandoned = false
   #ending: Promise<void> | undefined
 
-  constructor(pool: Pool, options: UnitOptions, owner?: UnitOfWork) {
-    this.options = options
+  /** `begin` is the BEGIN statement; undefined is autocommit. */
+  constructor(pool: Pool, host: UnitHost, begin: string | undefined, owner?: UnitOfWork) {
+    this.host = host
+    this.beginSql = begin
     this.owner = owner ?? this
-    const onEvict = (reason: RequestDbError) => {
-      void this.abandon(reason)
-      options.onCut()
-    }
-    const onOverdue = () => {
-      this.#link = new Link(pool, linkOptions)
-    }
-    const linkOptions = { ...options, onEvict, onOverdue }
-    this.#link = new Link(pool, linkOptions)
+    this.#link = new Link(pool, this)
     this.#scopes = new Scopes(this, pool.options.timeoutMillis || 10_000)
-    this.#deferred = new DeferredWrites(pool.options.name, this.isAutocommit ? 'it was not kept' : 'nothing was kept')
+    this.#deferred = new DeferredWrites(pool.options.name, begin === undefined ? 'it was not kept' : 'nothing was kept')
+  }
+
+  // For the link
+
+  get who(): Who {
+    return this.host.who
+  }
+
+  get maxSessionMillis(): number | false {
+    return this.host.maxSessionMillis
+  }
+
+  settings(): Step | undefined {
+    return this.host.settings()
+  }
+
+  onEvict(reason: RequestDbError): void {
+    void this.abandon(reason)
+    this.host.onCut()
+  }
+
+  onOverdue(): void {
+    this.#link = new Link(this.#link.pool, this)
   }
 
   get root(): Scope<UnitOfWork> {
@@ -98,10 +117,24 @@ export class UnitOfWork {
   // Statements
 
   /** Sends one statement of `scope` when it is its turn. */
-  async run(scope: Scope<UnitOfWork>, text: string, values: unknown[]): Promise<Result> {
-    for (let turn = this.#turn(scope); turn; turn = this.#turn(scope)) await turn
-    const { result } = await this.#statement(scope, { text, values, describe: true })
-    return result as Result
+  run(scope: Scope<UnitOfWork>, text: string, values: unknown[]): Promise<Result> {
+    const turn = this.#turn(scope)
+    return turn === undefined ? this.#ask(scope, text, values) : this.#askLater(turn, scope, text, values)
+  }
+
+  #ask(scope: Scope<UnitOfWork>, text: string, values: unknown[]): Promise<Result> {
+    return new Promise((resolve, reject) => {
+      const step = new Step({ text, values, describe: true }, (error, { result }) => {
+        if (error === undefined) resolve(result as Result)
+        else reject(error)
+      })
+      this.#post(scope, step)
+    })
+  }
+
+  async #askLater(first: Promise<void>, scope: Scope<UnitOfWork>, text: string, values: unknown[]): Promise<Result> {
+    for (let turn: Promise<void> | undefined = first; turn; turn = this.#turn(scope)) await turn
+    return this.#ask(scope, text, values)
   }
 
   /** Opens a portal on a statement and reads its rows in chunks. Other statements of the session may go in between. */
@@ -215,7 +248,7 @@ export class UnitOfWork {
         new Step({ text: `RELEASE SAVEPOINT ${scope.name}` }, settle),
       ])
     } catch (error) {
-      this.options.log.error({ err: error }, 'request-db: rolling back to a savepoint failed')
+      this.host.log.error({ err: error }, 'request-db: rolling back to a savepoint failed')
     } finally {
       this.#scopes.pop(scope)
     }
@@ -261,7 +294,8 @@ export class UnitOfWork {
   /** A transaction of its own, on a connection of its own, inside an autocommit session. It ends with the session. */
   openChild(begin: string): UnitOfWork {
     this.#assertUsable()
-    const child = new UnitOfWork(this.#link.pool, { ...this.options, begin }, this.owner)
+    const child = new UnitOfWork(this.#link.pool, this.host, begin, this.owner)
+    this.#children ??= new Set()
     this.#children.add(child)
     return child
   }
@@ -270,7 +304,7 @@ export class UnitOfWork {
     try {
       await child.settle(outcome, 'its transaction has ended')
     } finally {
-      this.#children.delete(child)
+      this.#children?.delete(child)
     }
   }
 
@@ -300,11 +334,12 @@ export class UnitOfWork {
     this.#outcome = outcome
     this.#scopes.refuseAll(() => this.#endedError())
     if (this.#isUntouched) return undefined
-    const canLeaveEarly = outcome === 'commit' && this.options.isCommitCertain && this.#isCalm
-    this.#settlement = this.#settle(outcome)
+    const isCalm = outcome === 'commit' && this.#isCalm
+    const canLeaveEarly = isCalm && this.host.isCommitCertain && this.root.kept.length === 0
+    this.#settlement = isCalm ? this.#commitNow() : this.#settle(outcome)
     if (!canLeaveEarly) return this.#settlement
     this.#settlement = this.#settlement.catch((error: unknown) => {
-      this.options.log.error({ err: error }, 'request-db: COMMIT of a read-only session failed')
+      this.host.log.error({ err: error }, 'request-db: COMMIT of a read-only session failed')
     })
     return undefined
   }
@@ -321,19 +356,20 @@ export class UnitOfWork {
       await settlement
     } catch (error) {
       // Who began the settlement reports its failure.
-      if (isMine) this.options.log.error({ err: error }, 'request-db: ending a session failed')
+      if (isMine) this.host.log.error({ err: error }, 'request-db: ending a session failed')
     }
   }
 
   // Nothing is under way or unfinished whose failure COMMIT would have to tell.
   get #isCalm(): boolean {
-    const isAlone = this.#scopes.top === this.root && this.root.kept.length === 0 && this.#children.size === 0
-    return isAlone && this.#link.isQuiet && !this.#link.isFailed && this.#ending === undefined
+    const isAlone = this.#scopes.top === this.root && !this.#children?.size && this.#ending === undefined
+    const isWell = !this.isAutocommit && !this.#link.isFailed && this.#deferred.error === undefined
+    return isAlone && isWell && this.#link.isQuiet && !(this.#link.isIdle && this.root.kept.length === 0)
   }
 
   get #isUntouched(): boolean {
     const { root } = this
-    const hasWork = !this.#link.isIdle || root.kept.length > 0 || this.#ending !== undefined || this.#children.size > 0
+    const hasWork = !this.#link.isIdle || root.kept.length > 0 || this.#ending !== undefined || !!this.#children?.size
     return !hasWork && this.#deferred.error === undefined && root.afterCommit.length + root.afterRollback.length === 0
   }
 
@@ -357,7 +393,7 @@ export class UnitOfWork {
       failure = error
     })
     this.#scopes.lock()
-    const children = [...this.#children]
+    const children = [...(this.#children ?? [])]
     await Promise.all(children.map((child) => child.abandon('its session has ended')))
     const open = this.#scopes.top
     // Half of a nested transaction must not be kept, and its raw client cannot be taken away.
@@ -375,15 +411,35 @@ export class UnitOfWork {
   async #commit(): Promise<void> {
     const kept = this.#deferred.take(this.root)
     const error = this.isAutocommit ? await this.#finish(kept) : await this.#sendCommit(kept)
-    if (error !== undefined) {
-      this.#link.pool.ledger.totals.failedCommits++
-      // Neither outcome is certain, so neither kind of callback is right.
-      if (error instanceof CommitUnknown) this.root.afterRollback = []
-      await this.#rollback()
-      throw error
-    }
+    if (error !== undefined) await this.#failCommit(error)
+    else this.#committed()
+  }
+
+  // Nothing has to be waited for first.
+  #commitNow(): Promise<void> {
+    this.#scopes.lock()
+    return new Promise((resolve) => {
+      this.#link.commit(this.#deferred.take(this.root), (error, tag) => {
+        if (error === undefined && tag === 'COMMIT') {
+          this.#link.pool.ledger.totals.commits++
+          this.#committed()
+          resolve()
+        } else resolve(this.#failCommit(this.#commitError(error)))
+      })
+    })
+  }
+
+  #committed(): void {
     this.#link.reset()
     this.#callBack(this.root.afterCommit)
+  }
+
+  async #failCommit(error: Error): Promise<never> {
+    this.#link.pool.ledger.totals.failedCommits++
+    // Neither outcome is certain, so neither kind of callback is right.
+    if (error instanceof CommitUnknown) this.root.afterRollback = []
+    await this.#rollback()
+    throw error
   }
 
   /** Without transactions there is only the rest to wait for. */
@@ -409,15 +465,21 @@ export class UnitOfWork {
     // Of a deferred write that left with a statement and was refused, nobody has been told.
     if (this.#deferred.failure !== undefined) return this.#deferred.failure
     if (this.#link.isIdle && kept.length === 0) return undefined
-    const { error, tag } = await this.#link.end('COMMIT', kept)
-    if (error === undefined && tag === 'COMMIT') {
-      pool.ledger.totals.commits++
-      return undefined
-    }
+    return new Promise((resolve) => {
+      link.commit(kept, (error, tag) => {
+        if (error === undefined && tag === 'COMMIT') {
+          pool.ledger.totals.commits++
+          resolve(undefined)
+        } else resolve(this.#commitError(error))
+      })
+    })
+  }
+
+  #commitError(error: unknown): Error {
     const { failure } = this.#deferred
     if (error instanceof CommitUnknown) return error
     if (failure !== undefined) return failure
-    const { name } = pool.options
+    const { name } = this.#link.pool.options
     if (error === undefined) return new TransactionAborted(name, 'a statement failed and the app went on without it')
     return sqlStateOf(error) === undefined ? (error as Error) : new SettleFailed('COMMIT', name, error as Error)
   }
@@ -428,20 +490,22 @@ export class UnitOfWork {
     this.#link.leaveQueue(() => this.#endedError())
     const error = await this.#link.rollBack()
     if (error !== undefined)
-      this.options.log.warn({ err: error }, 'request-db: ROLLBACK failed, its connection is dropped')
+      this.host.log.warn({ err: error }, 'request-db: ROLLBACK failed, its connection is dropped')
     this.#link.reset()
     this.#deferred.reset()
     this.#callBack(this.root.afterRollback)
   }
 
   #callBack(callbacks: Callback[]): void {
-    this.root.afterCommit = []
-    this.root.afterRollback = []
     this.#deferred.reset()
+    const { root } = this
+    if (root.afterCommit.length + root.afterRollback.length === 0) return
+    root.afterCommit = []
+    root.afterRollback = []
     for (const callback of callbacks) {
       // Asynchronous or not: nobody waits for it, and nobody is answered what it throws.
       new Promise((resolve) => resolve(outside(callback))).catch((error: unknown) => {
-        this.options.log.error({ err: error }, 'request-db: a callback of afterCommit or afterRollback failed')
+        this.host.log.error({ err: error }, 'request-db: a callback of afterCommit or afterRollback failed')
       })
     }
   }
@@ -451,7 +515,7 @@ export class UnitOfWork {
   #assertUsable(): void {
     if (this.#ended !== undefined) throw this.#endedError()
     if (this.#used) return
-    this.options.onFirstUse()
+    this.host.onFirstUse()
     this.#used = true
   }
 
@@ -474,8 +538,14 @@ export class UnitOfWork {
     return new Promise((resolve, reject) => {
       const step = new Step(spec, (error) => (error === undefined ? resolve(step) : reject(error)))
       step.result = result
-      this.#link.post([...this.#deferred.take(scope), step])
+      this.#post(scope, step)
     })
+  }
+
+  #post(scope: Scope<UnitOfWork>, step: Step): void {
+    const steps = this.#deferred.take(scope)
+    steps.push(step)
+    this.#link.post(steps)
   }
 
   /** Sends a command of ours in `scope`. */

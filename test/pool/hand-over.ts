@@ -65,7 +65,7 @@ test('sessions that only add follow each other at once, and a failing one is its
     rows.map(({ note }) => note),
     ['a', 'b', 'c', 'd', 'e'],
   )
-  t.match(app.db.snapshot().totals, { opened: 1, invalidated: 0, handOvers: 6, commits: 5 })
+  t.match(app.db.snapshot().totals, { opened: 1, invalidated: 0, commits: 5, failedCommits: 2 })
 })
 
 test('a COMMIT that fails is the error of its own session', async (t) => {
