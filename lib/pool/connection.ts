@@ -64,7 +64,7 @@ class Packet {
   readonly writable = true
   readonly #stream: Duplex
   #chunks: Buffer[] = []
-  static readonly #fixed = new Map<string, Buffer>()
+  readonly #fixed = new Map<string, Buffer>()
 
   constructor(stream: Duplex) {
     this.#stream = stream
@@ -77,14 +77,14 @@ class Packet {
   }
 
   fixed(key: string, write: () => void): void {
-    const known = Packet.#fixed.get(key)
+    const known = this.#fixed.get(key)
     if (known !== undefined) {
       this.write(known)
       return
     }
     const from = this.#chunks.length
     write()
-    Packet.#fixed.set(key, Buffer.concat(this.#chunks.slice(from)))
+    this.#fixed.set(key, Buffer.concat(this.#chunks.slice(from)))
   }
 
   readonly #leave = (): void => {

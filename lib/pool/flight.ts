@@ -102,8 +102,7 @@ export class Step {
     else if (text === undefined) wire.execute({ portal, rows })
     else if (!this.spec.fixed) this.#writeStatement(wire, text, binary)
     else if (this.prepared === undefined) wire.fixed(text, () => this.#writeStatement(wire, text, binary))
-    else if (this.prepared.isReady)
-      wire.fixed(`${this.prepared.name} ${text}`, () => this.#writeStatement(wire, text, binary))
+    else if (this.prepared.isReady) wire.fixed(this.prepared.name, () => this.#writeStatement(wire, text, binary))
     else this.#writeStatement(wire, text, binary)
   }
 
