@@ -92,10 +92,6 @@ export class Link implements Borrower, FlightListener {
     return this.#phase === 'boarding'
   }
 
-  get hasConnection(): boolean {
-    return this.#loan !== undefined
-  }
-
   /** The transaction can only be rolled back. */
   get isFailed(): boolean {
     return this.#failed || this.doom !== undefined
@@ -149,7 +145,7 @@ export class Link implements Borrower, FlightListener {
     if (error !== undefined) throw error
   }
 
-  /** Sends COMMIT behind `steps`. `done` with the error, if any, and what it did; `settleTimeoutMillis` runs from its sending. */
+  /** Sends COMMIT behind `steps`, with no cancel under way. `done` with the error, if any, and what it did; `settleTimeoutMillis` runs from its sending. */
   commit(steps: Step[], done: (error: unknown, tag: string | undefined) => void): void {
     this.#end(COMMIT, steps, done)
   }
@@ -239,6 +235,11 @@ export class Link implements Borrower, FlightListener {
         resolve()
       })
     })
+    return this.#cancelling
+  }
+
+  /** A cancel under way, which could still hit whatever is sent before this resolves. */
+  get cancelling(): Promise<void> | undefined {
     return this.#cancelling
   }
 

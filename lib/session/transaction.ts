@@ -363,8 +363,10 @@ export class UnitOfWork implements LinkOwner {
   // Nothing is under way or unfinished whose failure COMMIT would have to tell.
   get #isCalm(): boolean {
     const isAlone = this.#scopes.top === this.root && !this.#children?.size && this.#ending === undefined
-    const isWell = !this.isAutocommit && !this.#link.isFailed && this.#deferred.error === undefined
-    return isAlone && isWell && this.#link.isQuiet && !(this.#link.isIdle && this.root.kept.length === 0)
+    const link = this.#link
+    const isWell = !this.isAutocommit && !link.isFailed && this.#deferred.error === undefined
+    const isQuiet = link.isQuiet && link.cancelling === undefined
+    return isAlone && isWell && isQuiet && !(link.isIdle && this.root.kept.length === 0)
   }
 
   get #isUntouched(): boolean {
@@ -451,7 +453,6 @@ export class UnitOfWork implements LinkOwner {
 
   /** Sends COMMIT with what was kept before it, in one flight. Resolves with what went wrong. */
   async #sendCommit(kept: Step[]): Promise<Error | undefined> {
-    const { pool } = this.#link
     // Statements that nobody awaited come first, and take the time they take: the deadline is COMMIT's.
     const link = this.#link
     if (!link.isIdle) {
@@ -460,15 +461,16 @@ export class UnitOfWork implements LinkOwner {
       const refusal = link.doom ?? link.refusal
       if (refusal !== undefined) return refusal as Error
     }
+    await link.cancelling
     if (link.doom !== undefined) return link.doom
     if (this.#abandoned) return this.#endedError()
     // Of a deferred write that left with a statement and was refused, nobody has been told.
     if (this.#deferred.failure !== undefined) return this.#deferred.failure
-    if (this.#link.isIdle && kept.length === 0) return undefined
+    if (link.isIdle && kept.length === 0) return undefined
     return new Promise((resolve) => {
       link.commit(kept, (error, tag) => {
         if (error === undefined && tag === 'COMMIT') {
-          pool.ledger.totals.commits++
+          link.pool.ledger.totals.commits++
           resolve(undefined)
         } else resolve(this.#commitError(error))
       })
