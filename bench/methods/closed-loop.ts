@@ -20,7 +20,7 @@ const CLIENTS = 64
 /** New connections, the first requests on them, the pings of connections that were idle. */
 const WARM_UP_MILLIS = 200
 /** Of a whole cell. */
-const FIRST_WARM_UP_MILLIS = 400
+const FIRST_WARM_UP_MILLIS = 1500
 
 /** Loads a contender once. */
 export function loop(
