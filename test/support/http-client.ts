@@ -100,7 +100,8 @@ export class HttpClient {
 
   /** Leaves with RST. */
   reset(): void {
-    this.socket.resetAndDestroy()
+    if (this.socket.writableEnded) this.socket.destroy()
+    else this.socket.resetAndDestroy()
   }
 
   /** Sends FIN and goes on reading. */

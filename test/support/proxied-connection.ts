@@ -123,7 +123,8 @@ export class ProxiedConnection {
     this.toClient.close()
     for (const socket of [this.client, this.upstream]) {
       if (how === 'end') socket.destroySoon()
-      else if (socket.connecting || !socket.remotePort) socket.destroy()
+      // A socket that is told to reset while its FIN is under way is never closed, and Node then spins at its exit.
+      else if (socket.connecting || !socket.remotePort || socket.writableEnded) socket.destroy()
       else socket.resetAndDestroy()
     }
   }
