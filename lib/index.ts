@@ -68,6 +68,7 @@ const plugin: FastifyPluginAsync<RequestDbOptions> = fp(requestDb, { fastify: '^
 
 export type { Database } from './database.ts'
 export type { RequestDbError } from './errors.ts'
+export type { HolderSnapshot, Snapshot, Totals, WaiterSnapshot, Who } from './observe/snapshot.ts'
 export type {
   CommitOn,
   IsolationLevel,
@@ -80,7 +81,6 @@ export type {
   SettingValue,
   ShouldCommit,
 } from './options.ts'
-export type { HolderSnapshot, Snapshot, Totals, WaiterSnapshot, Who } from './pool/ledger.ts'
 export type { Callback } from './session/scope.ts'
 export type { SessionState } from './session/transaction.ts'
 // So that require('fastify-request-db') is the plugin.

@@ -9,6 +9,8 @@ export type CommitOn = 'onSend' | 'onResponse'
 export type IsolationLevel = 'read uncommitted' | 'read committed' | 'repeatable read' | 'serializable'
 /** Decides on commit (true) or rollback (false) of a request that threw nothing and whose client is still there. */
 export type ShouldCommit = (request: FastifyRequest, reply: FastifyReply) => boolean
+/** What `echo` and `echoPool` take. */
+export type Echo = boolean | 'debug'
 /** A value of `settings`. */
 export type SettingValue = string | number | boolean
 
@@ -82,6 +84,23 @@ export interface RequestDbOptions extends SharedOptions {
   preparedStatements?: PreparedStatementsOptions | false | undefined
   /** Kysely's plugins, such as `new CamelCasePlugin()`. */
   plugins?: KyselyPlugin[] | undefined
+  /** Logs BEGIN, each statement, COMMIT and ROLLBACK through `request.log`; `'debug'` the rows too. Default false. SQLAlchemy `echo`. */
+  echo?: Echo | undefined
+  /** Logs what happens to connections: opened, checked out, returned, closed. `'debug'`: and who waits. Default false. SQLAlchemy `echo_pool`. */
+  echoPool?: Echo | undefined
+  /** Shows the parameters in what `echo` logs. Default false. SQLAlchemy `hide_parameters`. */
+  echoParameters?: boolean | undefined
+  /**
+   * Held for longer than this, in milliseconds, a connection counts as leaked: its holder is logged, with the stack of
+   * its check-out. Costs a stack and a timer per check-out. Default false. HikariCP `leakDetectionThreshold`.
+   */
+  leakDetectionMillis?: number | false | undefined
+  /** How many processes like this one share the server. Default: WEB_CONCURRENCY, else what `node:cluster` says, else 1. */
+  processes?: number | undefined
+  /** Asks the server once whether it has room for all connections of all processes, over a connection of its own. Default true. */
+  capacityCheck?: boolean | undefined
+  /** Sends `Server-Timing: db-wait, db-hold, db-busy` with answers of requests that used their session. Default false. */
+  serverTiming?: boolean | undefined
 }
 
 /** Options of a route, under `config.db`. What is left out is the plugin's. */
@@ -113,6 +132,9 @@ export interface EffectivePoolOptions {
   readonly settleTimeoutMillis: number
   readonly closeGraceMillis: number
   readonly preparedStatements: { readonly cacheSize: number } | false
+  readonly leakDetectionMillis: number | false
+  readonly processes: number | undefined
+  readonly capacityCheck: boolean
 }
 
 /** What one session does at BEGIN and COMMIT. */
@@ -133,6 +155,10 @@ export interface EffectiveOptions {
   readonly settings: RequestDbOptions['settings']
   readonly maxSessionMillis: number | false
   readonly plugins: readonly KyselyPlugin[]
+  readonly echo: Echo
+  readonly echoPool: Echo
+  readonly echoParameters: boolean
+  readonly serverTiming: boolean
 }
 
 interface Check {
@@ -168,6 +194,11 @@ const typed = (expected: string, ...types: string[]): Check => ({
 })
 const object: Check = { expected: 'an object', test: isObject }
 const objectOrFalse: Check = { expected: 'an object or false', test: (value) => value === false || isObject(value) }
+
+const echo: Check = {
+  expected: "true, false or 'debug'",
+  test: (value) => [true, false, 'debug'].includes(value as Echo),
+}
 
 const isolation = oneOf('read uncommitted', 'read committed', 'repeatable read', 'serializable')
 const boolean = typed('true or false', 'boolean')
@@ -211,6 +242,13 @@ export const pluginChecks: Checks = {
   closeGraceMillis: millis(0),
   preparedStatements: objectOrFalse,
   plugins: { expected: 'an array of Kysely plugins', test: Array.isArray },
+  echo,
+  echoPool: echo,
+  echoParameters: boolean,
+  leakDetectionMillis: millisOrFalse,
+  processes: whole(1),
+  capacityCheck: boolean,
+  serverTiming: boolean,
 }
 // Fastify hands its own options of `register` to the plugin too.
 const FASTIFYS = new Set(['prefix', 'logLevel', 'logSerializers'])
@@ -292,11 +330,18 @@ export function checkOptions(options: RequestDbOptions): EffectiveOptions {
       settleTimeoutMillis: options.settleTimeoutMillis ?? 2000,
       closeGraceMillis: options.closeGraceMillis ?? 5000,
       preparedStatements: preparedStatements && Object.freeze({ cacheSize: preparedStatements.cacheSize ?? 100 }),
+      leakDetectionMillis: options.leakDetectionMillis ?? false,
+      processes: options.processes,
+      capacityCheck: options.capacityCheck ?? true,
     }),
     route: mergeRoute(ROUTE_DEFAULTS, options),
     settings: options.settings,
     maxSessionMillis: options.maxSessionMillis ?? false,
     plugins: Object.freeze([...(options.plugins ?? [])]),
+    echo: options.echo ?? false,
+    echoPool: options.echoPool ?? false,
+    echoParameters: options.echoParameters ?? false,
+    serverTiming: options.serverTiming ?? false,
   })
 }
 

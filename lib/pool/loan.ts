@@ -1,6 +1,7 @@
 import type { RequestDbError } from '../errors.ts'
+import type { Who } from '../observe/snapshot.ts'
 import type { Connection } from './connection.ts'
-import type { Holding, Who } from './ledger.ts'
+import type { Holding } from './ledger.ts'
 import type { Waiter } from './queue.ts'
 
 /** Who wants a connection. After `checkOut` exactly one of `granted` and `refused` is called, unless it cancels. */

@@ -1,6 +1,6 @@
 import { ConnectionLost, type RequestDbError, SessionEnded, sqlStateOf, TransactionAborted } from '../errors.ts'
+import type { Who } from '../observe/snapshot.ts'
 import { type Flight, type FlightListener, Step, type TransactionStatus } from '../pool/flight.ts'
-import type { Who } from '../pool/ledger.ts'
 import type { Borrower, CheckOut, Loan } from '../pool/loan.ts'
 import type { Pool } from '../pool/pool.ts'
 import { endsTransaction, tellLanded, tellLost } from './outcome.ts'

@@ -9,8 +9,8 @@ import {
   sqlStateOf,
   TransactionAborted,
 } from '../errors.ts'
+import type { Who } from '../observe/snapshot.ts'
 import { type Result, Step } from '../pool/flight.ts'
-import type { Who } from '../pool/ledger.ts'
 import type { Pool } from '../pool/pool.ts'
 import { DeferredWrites } from './deferred.ts'
 import { Link, type LinkOwner } from './link.ts'
