@@ -1,8 +1,9 @@
 import type { FastifyBaseLogger } from 'fastify'
 import { Kysely } from 'kysely'
 import { type RequestDbError, Unavailable } from './errors.ts'
-import type { Snapshot, Who } from './observe/snapshot.ts'
+import type { ObservedPool, Snapshot, Who } from './observe/snapshot.ts'
 import { checkSessionOptions, type EffectiveOptions, type SessionOptions } from './options.ts'
+import { callingOrigin } from './pool/ledger.ts'
 import type { Loan } from './pool/loan.ts'
 import type { Pool } from './pool/pool.ts'
 import { now } from './pool/queue.ts'
@@ -65,6 +66,11 @@ export class Database<DB> {
     }
   }
 
+  /** What events on `node:diagnostics_channel` bear as their `pool`. */
+  get pool(): ObservedPool {
+    return this.#pool
+  }
+
   /** The pool at this moment, as plain data. SQLAlchemy: `pool.status()`. */
   snapshot(): Snapshot {
     return this.#pool.snapshot()
@@ -85,7 +91,16 @@ export class Database<DB> {
       }
       const who = { method: '', route: 'ping', requestId: '' }
       const deaf = { caughtUp: () => {}, overdue: () => {}, lost: () => {}, evict: () => {} }
-      this.#pool.checkOut({ who, isEnding: false, canFollow: false, granted, refused, ...deaf })
+      this.#pool.checkOut({
+        who,
+        log: this.#log,
+        origin: undefined,
+        isEnding: false,
+        canFollow: false,
+        granted,
+        refused,
+        ...deaf,
+      })
     })
   }
 
@@ -99,6 +114,8 @@ export class Database<DB> {
       maxSessionMillis: this.#options.maxSessionMillis,
       isCommitCertain: false,
       log: this.#log,
+      origin: callingOrigin(),
+      holdings: undefined,
       onFirstUse: () => {},
       onCut: () => {},
     }

@@ -1,4 +1,5 @@
 import createError, { type FastifyError } from '@fastify/error'
+import type { Report } from './observe/report.ts'
 
 /** An error of this plugin: a Fastify error that also says whether trying again can help. */
 export interface RequestDbError extends FastifyError {
@@ -6,6 +7,8 @@ export interface RequestDbError extends FastifyError {
   readonly retryable: boolean
   /** Headers Fastify's default error handler sends along, such as `retry-after`. */
   headers?: Record<string, string>
+  /** Who holds the connections, who waits, and why there was none. Of every error with status 503; not enumerable, since it is not for clients. */
+  readonly report?: Report
 }
 
 type Constructor<Arg extends unknown[]> = new (...args: [...Arg, { cause?: unknown }?]) => RequestDbError

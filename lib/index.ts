@@ -3,6 +3,7 @@ import fp from 'fastify-plugin'
 import { Database } from './database.ts'
 import { AlreadyRegistered } from './errors.ts'
 import { Lifecycle } from './lifecycle.ts'
+import { echoTo } from './observe/echo.ts'
 import {
   checkOptions,
   checkRouteOptions,
@@ -25,11 +26,13 @@ async function requestDb(fastify: FastifyInstance, input: RequestDbOptions): Pro
   const { name } = options.pool
   if (fastify.hasDecorator(name) || fastify.hasRequestDecorator(name)) throw new AlreadyRegistered(name)
 
-  const pool = new Pool(options.pool)
+  const pool = new Pool(options.pool, fastify.log)
+  const stopEcho = echoTo(pool, options)
   const lifecycle = new Lifecycle(pool, options)
   const { slots } = lifecycle
   fastify.decorate(name, new Database<DatabaseSchema>(pool, options, fastify.log))
-  for (const slot of [slots.reply, slots.session, slots.payload, slots.over]) fastify.decorateRequest(slot, null)
+  for (const slot of [slots.reply, slots.session, slots.payload, slots.over, slots.origin])
+    fastify.decorateRequest(slot, null)
   fastify.decorateRequest(name, {
     getter(this: FastifyRequest) {
       return lifecycle.session(this)
@@ -46,7 +49,7 @@ async function requestDb(fastify: FastifyInstance, input: RequestDbOptions): Pro
     pool.startClosing()
     done()
   })
-  fastify.addHook('onClose', () => pool.close())
+  fastify.addHook('onClose', () => pool.close().finally(stopEcho))
 
   const { connection: _, ...sizes } = options.pool
   fastify.log.info(
@@ -68,9 +71,13 @@ const plugin: FastifyPluginAsync<RequestDbOptions> = fp(requestDb, { fastify: '^
 
 export type { Database } from './database.ts'
 export type { RequestDbError } from './errors.ts'
-export type { HolderSnapshot, Snapshot, Totals, WaiterSnapshot, Who } from './observe/snapshot.ts'
+export { type Events, listen } from './observe/channels.ts'
+export type { HolderGroup, Report, WaiterGroup } from './observe/report.ts'
+export type { HolderSnapshot, ObservedPool, Snapshot, Totals, WaiterSnapshot, Who } from './observe/snapshot.ts'
+export type { Cause, Verdict } from './observe/verdict.ts'
 export type {
   CommitOn,
+  Echo,
   IsolationLevel,
   PoolOptions,
   PrePingOptions,

@@ -1,5 +1,6 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { SessionEnded } from './errors.ts'
+import { enterNewOrigin, enterOrigin, isTracked, isTrackedFully, type Origin } from './observe/origin.ts'
 import type { EffectiveOptions } from './options.ts'
 import type { Pool } from './pool/pool.ts'
 import {
@@ -30,6 +31,7 @@ export class Lifecycle {
       payload: slot('payload'),
       over: slot('over'),
       route: slot('route'),
+      origin: slot('origin'),
     }
     this.#pool = pool
     this.#options = options
@@ -39,7 +41,11 @@ export class Lifecycle {
   session(request: FastifyRequest): Session<unknown> {
     const slots = request as unknown as Slotted
     const known = slots[this.slots.session] as RequestSession | null
-    if (known) return known.session
+    if (known) {
+      // Fastify loses the context where it parses the body.
+      if (known.origin !== undefined) enterOrigin(known.origin)
+      return known.session
+    }
     const reply = slots[this.slots.reply] as FastifyReply | null
     if (!reply) {
       throw new SessionEnded(
@@ -48,6 +54,12 @@ export class Lifecycle {
       )
     }
     const made = new RequestSession(this.#pool, this.#options, request, reply, this.slots)
+    if (isTracked()) {
+      const origin = (slots[this.slots.origin] as Origin | null) ?? enterNewOrigin(made.who)
+      enterOrigin(origin)
+      made.origin = origin
+      slots[this.slots.origin] = origin
+    }
     const over = slots[this.slots.over] as string | null
     if (over) void made.unit.settle('rollback', over)
     slots[this.slots.session] = made
@@ -57,6 +69,13 @@ export class Lifecycle {
   onRequest = (request: FastifyRequest, reply: FastifyReply, done: Done): void => {
     const slots = request as unknown as Slotted
     slots[this.slots.reply] = reply
+    if (isTrackedFully()) {
+      slots[this.slots.origin] = enterNewOrigin({
+        method: request.method,
+        route: request.routeOptions.url ?? '',
+        requestId: request.id,
+      })
+    }
     done()
   }
 
@@ -87,6 +106,8 @@ export class Lifecycle {
   onResponse = (request: FastifyRequest, _reply: FastifyReply, done: Done): Promise<void> | void => {
     const slots = request as unknown as Slotted
     slots[this.slots.over] ??= AFTER_ANSWER
+    const origin = slots[this.slots.origin] as Origin | null
+    if (origin !== null) origin.answeredAt = performance.now()
     const ended = (slots[this.slots.session] as RequestSession | null)?.respond()
     return ended === undefined ? done() : ended
   }

@@ -2,9 +2,12 @@ import { validateHeaderName, validateHeaderValue } from 'node:http'
 import type { Socket } from 'node:net'
 import type { FastifyBaseLogger, FastifyReply, FastifyRequest } from 'fastify'
 import { SessionEnded } from './errors.ts'
+import type { Origin } from './observe/origin.ts'
+import { serverTiming } from './observe/server-timing.ts'
 import type { Who } from './observe/snapshot.ts'
 import type { EffectiveOptions, EffectiveRouteOptions } from './options.ts'
 import type { Step } from './pool/flight.ts'
+import type { Holding } from './pool/ledger.ts'
 import type { Pool } from './pool/pool.ts'
 import { beginStatement, isCommitCertain, routeSettings, settingsStep } from './session/begin.ts'
 import { makeSession, type Session } from './session/session.ts'
@@ -46,6 +49,8 @@ export interface RequestSlots {
   readonly over: symbol
   /** In a route's config: its options. It also marks a route whose last onSend hook is ours. */
   readonly route: symbol
+  /** What sessions that are opened in the request know of it. */
+  readonly origin: symbol
 }
 
 export type Slotted = Record<symbol, unknown>
@@ -64,6 +69,8 @@ export class RequestSession implements UnitHost {
   /** Our last onSend hook is the last of its route. */
   readonly isMarked: boolean
   readonly who: Who
+  origin: Origin | undefined
+  readonly holdings: Holding[] | undefined
   readonly isCommitCertain: boolean
   readonly #options: EffectiveOptions
   readonly #isReadOnly: boolean
@@ -107,6 +114,7 @@ export class RequestSession implements UnitHost {
     this.#isReadOnly = typeof readOnly === 'function' ? readOnly(request) : readOnly
     const begin = { isolationLevel, deferrable, readOnly: this.#isReadOnly }
     this.who = { method: request.method, route: url ?? '', requestId: request.id }
+    this.holdings = options.serverTiming ? [] : undefined
     this.isCommitCertain = isCommitCertain(begin)
     this.unit = new UnitOfWork(pool, this, autocommit ? undefined : beginStatement(begin))
     this.session = makeSession(this.unit, begin, options.plugins)
@@ -146,7 +154,7 @@ export class RequestSession implements UnitHost {
   send(payload: unknown, leave: Leave): void {
     if (this.#isTimedOut && this.#isUsed && this.#reply.statusCode < 400) this.#refuse(this.#timeoutError(), leave)
     // The answer to an error does not wait: ROLLBACK needs no answer to be certain.
-    else if (this.#isFailed || this.#hasLeft || this.#payload === 'stream') leave()
+    else if (this.#isFailed || this.#hasLeft || this.#payload === 'stream') this.#leave(leave)
     else this.#answerAfter(this.#settleFor(payload), leave)
   }
 
@@ -156,9 +164,15 @@ export class RequestSession implements UnitHost {
     return isSendable(payload, this.#reply) ? this.#settle() : this.#rollBack()
   }
 
+  #leave(leave: Leave, error?: Error): void {
+    const timing = this.holdings && serverTiming(this.holdings)
+    if (timing && !this.#reply.raw.headersSent) this.#reply.header('server-timing', timing)
+    leave(error)
+  }
+
   #refuse(error: Error, leave: Leave): void {
     for (const name of HEADERS_OF_SUCCESS) this.#reply.removeHeader(name)
-    leave(error)
+    this.#leave(leave, error)
   }
 
   // Before an answer that does not wait for COMMIT.
@@ -205,7 +219,7 @@ export class RequestSession implements UnitHost {
    */
   #answerAfter(settlement: Promise<void> | undefined, leave: Leave): void {
     if (settlement === undefined) {
-      leave()
+      this.#leave(leave)
       return
     }
     const isSecond = this.#isAnswering
@@ -222,7 +236,7 @@ export class RequestSession implements UnitHost {
         if (!isLeaving()) return
         if (this.#interrupted) this.#restore(statusCode, this.#interrupted)
         try {
-          leave()
+          this.#leave(leave)
         } catch (error) {
           // Fastify could not write it after all, and takes the error in its place.
           leave(error as Error)

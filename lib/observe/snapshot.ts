@@ -25,20 +25,20 @@ export interface HolderSnapshot extends Who {
   readonly lastStatement: string | undefined
   readonly inTransaction: boolean
   /** The request in which `fastify.db.session(fn)` was called, where that is known. */
-  readonly openedBy: Who | undefined
+  readonly openedBy?: Who
   /** Time since the response of its request was sent. */
-  readonly answeredMillis: number | undefined
+  readonly answeredMillis?: number
   /** Where the app asked for the connection, as a stack; only while somebody looks for leaks or double use. */
-  readonly callSite: string | undefined
+  readonly callSite?: string
 }
 
 /** A session that waits for a connection, in the queue or for one that is being opened or pinged. */
 export interface WaiterSnapshot extends Who {
   readonly waitedMillis: number
-  readonly openedBy: Who | undefined
+  readonly openedBy?: Who
   /** The backends its request holds already. */
   readonly holds: readonly number[]
-  readonly callSite: string | undefined
+  readonly callSite?: string
 }
 
 /** Counts since the pool was made. */

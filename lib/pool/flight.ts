@@ -1,5 +1,6 @@
 import pg from 'pg'
 import { sqlStateOf } from '../errors.ts'
+import type { ObservedStatement } from '../observe/statement.ts'
 import type { Prepared, PreparedStatements } from './statements.ts'
 
 /** What pg's connection serializes for us, beyond what @types/pg knows. */
@@ -79,6 +80,8 @@ export class Step {
   rowError: unknown
   /** The named statement it runs. */
   prepared: Prepared | undefined
+  /** Somebody listens to what becomes of it. */
+  event: ObservedStatement | undefined
   /** Called when the server has answered this step, before its flight is through. */
   onComplete: (() => void) | undefined
   readonly #onSettle: (error: unknown, step: Step) => void
@@ -93,6 +96,7 @@ export class Step {
   settle(error: unknown): void {
     if (this.#isSettled) return
     this.#isSettled = true
+    this.event?.settled(error, this.result)
     this.#onSettle(error, this)
   }
 
@@ -251,6 +255,7 @@ export class Flight {
     const step = this.steps[this.at++]
     if (step === undefined) return
     step.completed = true
+    step.event?.answered()
     step.onComplete?.()
   }
 

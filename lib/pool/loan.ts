@@ -1,12 +1,10 @@
 import type { RequestDbError } from '../errors.ts'
-import type { Who } from '../observe/snapshot.ts'
 import type { Connection } from './connection.ts'
-import type { Holding } from './ledger.ts'
+import type { Holding, Party } from './ledger.ts'
 import type { Waiter } from './queue.ts'
 
 /** Who wants a connection. After `checkOut` exactly one of `granted` and `refused` is called, unless it cancels. */
-export interface Borrower {
-  readonly who: Who
+export interface Borrower extends Party {
   /** It needs the connection to COMMIT what may have been acknowledged: it is served while the pool closes. */
   readonly isEnding: boolean
   /** It can make do with a connection whose last session waits for the answer to its COMMIT or ROLLBACK: `isBehind`. */

@@ -1,5 +1,7 @@
+import type { FastifyBaseLogger } from 'fastify'
 import { PoolClosed, PoolSaturated, PoolTimeout, type RequestDbError, sqlStateOf, Unavailable } from '../errors.ts'
-import type { Snapshot } from '../observe/snapshot.ts'
+import { Diagnosis } from '../observe/diagnosis.ts'
+import type { ObservedPool, Snapshot } from '../observe/snapshot.ts'
 import type { EffectivePoolOptions } from '../options.ts'
 import { Connection } from './connection.ts'
 import { Ledger } from './ledger.ts'
@@ -7,13 +9,17 @@ import { type Borrower, CheckOut, type Lender, Loan, type SlotListener } from '.
 import { now, Queue } from './queue.ts'
 import { NamedStatements, type StatementNames, UNNAMED } from './statements.ts'
 
+const ignore = () => {}
+const SILENT = { info: ignore, warn: ignore, error: ignore, debug: ignore } as unknown as FastifyBaseLogger
+
 /**
  * The connections of one process to one database. SQLAlchemy: Engine with QueuePool. The queue grants slots in order;
  * a slot is the right to one connection, from the stack of idle ones or newly opened.
  */
-export class Pool {
+export class Pool implements ObservedPool {
   readonly options: EffectivePoolOptions
-  readonly ledger = new Ledger()
+  readonly ledger: Ledger
+  readonly diagnosis: Diagnosis
   readonly #queue: Queue<Connection>
   readonly #names: StatementNames
   readonly #open = new Set<Connection>()
@@ -23,7 +29,7 @@ export class Pool {
   // COMMIT or ROLLBACK is on the wire, and nobody waits yet: the next who would have to may follow there.
   readonly #offers = new Set<Loan>()
   // How to give up each connection that is being opened or pinged, and the goodbyes that are not answered yet.
-  readonly #connecting = new Map<CheckOut, () => void>()
+  readonly #connecting = new Map<CheckOut, { since: number; abort: () => void }>()
   readonly #goodbyes = new Set<Promise<void>>()
   readonly #slots: SlotListener = {
     slotGranted: (checkOut, left) => {
@@ -50,8 +56,19 @@ export class Pool {
   #graceTimer: NodeJS.Timeout | undefined
   #onDrained: (() => void) | undefined
 
-  constructor(options: EffectivePoolOptions) {
+  constructor(options: EffectivePoolOptions, log: FastifyBaseLogger = SILENT) {
     this.options = options
+    const { leakDetectionMillis, timeoutMillis } = options
+    this.ledger = new Ledger(this, log, { leakDetectionMillis, windowMillis: Math.max(1000, timeoutMillis) })
+    this.diagnosis = new Diagnosis(
+      {
+        pool: this,
+        options,
+        ledger: this.ledger,
+        connecting: () => Array.from(this.#connecting.values(), ({ since }) => now() - since),
+      },
+      log,
+    )
     this.#names = options.preparedStatements ? new NamedStatements(options.preparedStatements.cacheSize) : UNNAMED
     this.#queue = new Queue({
       capacity: options.size + options.maxOverflow,
@@ -64,10 +81,13 @@ export class Pool {
   checkOut(borrower: Borrower): CheckOut {
     const checkOut = new CheckOut(borrower, this.#slots)
     const offer = this.#queue.isFull ? this.#offerFor(checkOut) : undefined
-    if (this.#isOver(borrower)) this.#refuse(checkOut, new PoolClosed(this.options.name))
+    if (this.#isOver(borrower)) this.#refuse(checkOut, this.#reported(new PoolClosed(this.options.name)))
     else if (offer !== undefined) this.#handOver(offer, checkOut)
     else this.#queue.enter(checkOut)
-    if (!checkOut.over) this.ledger.waits(checkOut, borrower.who)
+    if (!checkOut.over) {
+      this.ledger.waits(checkOut, borrower)
+      if (this.#queue.waiting > 0) this.diagnosis.waits(checkOut, borrower)
+    }
     return checkOut
   }
 
@@ -75,7 +95,7 @@ export class Pool {
   cancel(checkOut: CheckOut): void {
     checkOut.over = true
     this.#queue.cancel(checkOut)
-    this.ledger.waitsNoMore(checkOut)
+    this.ledger.waitsNoMore(checkOut, 'left')
   }
 
   /**
@@ -108,12 +128,16 @@ export class Pool {
     // What is evicted has its own deadline for ROLLBACK, after which its connection is killed.
     await this.#drained(2 * this.options.settleTimeoutMillis)
     for (const connection of this.#idle.splice(0)) {
-      this.ledger.totals.closed++
+      this.ledger.closed(connection.pid, 'shutdown')
       this.#retire(connection)
     }
     for (const connection of this.#open) connection.destroy()
     this.#open.clear()
-    await Promise.all(this.#goodbyes)
+    await Promise.all([...this.#goodbyes, this.diagnosis.end()])
+  }
+
+  get name(): string {
+    return this.options.name
   }
 
   /** More sessions wait than can be served at once. */
@@ -139,11 +163,12 @@ export class Pool {
   }
 
   #evictAll(): void {
-    for (const { borrower } of [...this.#loans.values()]) borrower.evict(new PoolClosed(this.options.name))
+    for (const { borrower } of [...this.#loans.values()])
+      borrower.evict(this.#reported(new PoolClosed(this.options.name)))
   }
 
   #giveUpConnecting(): void {
-    for (const [{ borrower }, abort] of [...this.#connecting]) if (this.#isOver(borrower)) abort()
+    for (const [{ borrower }, { abort }] of [...this.#connecting]) if (this.#isOver(borrower)) abort()
   }
 
   #isOver(borrower: Borrower): boolean {
@@ -152,14 +177,19 @@ export class Pool {
 
   #refusal(why: 'timeout' | 'saturated' | 'closed'): RequestDbError {
     const { name, size, maxOverflow, timeoutMillis } = this.options
-    if (why === 'closed') return new PoolClosed(name)
+    if (why === 'closed') return this.#reported(new PoolClosed(name))
     const { waiting } = this.#queue
-    this.ledger.totals[why === 'timeout' ? 'timeouts' : 'saturated']++
+    this.ledger.refused(why)
     const error =
       why === 'timeout'
         ? new PoolTimeout(size, maxOverflow, (timeoutMillis / 1000).toFixed(2), name)
         : new PoolSaturated(size, maxOverflow, waiting, name)
     error.headers = { 'retry-after': String(this.ledger.retryAfterSeconds(waiting)) }
+    return this.#reported(error)
+  }
+
+  #reported(error: RequestDbError): RequestDbError {
+    this.diagnosis.report(error)
     return error
   }
 
@@ -168,13 +198,13 @@ export class Pool {
     const { prePing, name } = this.options
     if (this.#isOver(checkOut.borrower)) {
       this.#leave()
-      this.#refuse(checkOut, new PoolClosed(name))
+      this.#refuse(checkOut, this.#reported(new PoolClosed(name)))
       return
     }
     const connection = this.#idle.pop()
     if (connection === undefined) this.#connect(checkOut)
     else if (connection.expired) {
-      this.ledger.totals.recycled++
+      this.ledger.closed(connection.pid, 'recycled')
       this.#retire(connection, () => this.#obtain(checkOut))
     } else if (prePing && now() - connection.idleSince > prePing.idleMillis) {
       this.#ping(checkOut, connection, prePing.timeoutMillis)
@@ -184,13 +214,14 @@ export class Pool {
   // Its connection has died before it was of use: in the slot that is still its own, with nobody before it.
   #obtainAgain(borrower: Borrower): CheckOut {
     const checkOut = new CheckOut(borrower, this.#slots)
-    this.ledger.waits(checkOut, borrower.who)
+    this.ledger.waits(checkOut, borrower)
     this.#obtain(checkOut)
     return checkOut
   }
 
   #ping(checkOut: CheckOut, connection: Connection, timeoutMillis: number): void {
-    this.#connecting.set(checkOut, () => connection.kill(new Error('The pool was closed during a ping')))
+    const abort = () => connection.kill(new Error('The pool was closed during a ping'))
+    this.#connecting.set(checkOut, { since: now(), abort })
     connection.ping(timeoutMillis, (alive) => {
       this.#connecting.delete(checkOut)
       if (alive) {
@@ -208,43 +239,43 @@ export class Pool {
     const connectionTimeoutMillis = connection.connectionTimeoutMillis || timeoutMillis || 10_000
     const expiresAt = now() + recycleMillis * (0.9 + Math.random() * 0.2)
     const config = { ...connection, connectionTimeoutMillis }
+    const since = now()
     const abort = Connection.open(config, this.#names, expiresAt, (error, opened) => {
       this.#connecting.delete(checkOut)
       if (opened !== undefined) {
-        this.ledger.totals.opened++
+        this.ledger.opened(opened.pid, now() - since)
         this.#open.add(opened)
         opened.onDeath = (death) => this.#died(opened, death)
+        this.diagnosis.opened()
         this.#deliver(checkOut, opened)
         return
       }
-      this.ledger.totals.failedConnects++
+      const cause = withText(error as Error)
+      this.ledger.notOpened(cause, now() - since)
       this.#leave()
       const { name } = this.options
-      this.#refuse(
-        checkOut,
-        this.#isOver(checkOut.borrower) ? new PoolClosed(name) : new Unavailable(name, { cause: withText(error) }),
-      )
+      const isOver = this.#isOver(checkOut.borrower)
+      this.#refuse(checkOut, this.#reported(isOver ? new PoolClosed(name) : new Unavailable(name, { cause })))
     })
-    this.#connecting.set(checkOut, abort)
+    this.#connecting.set(checkOut, { since, abort })
   }
 
   #refuse(checkOut: CheckOut, error: RequestDbError): void {
     if (checkOut.over) return
     checkOut.over = true
-    this.ledger.waitsNoMore(checkOut)
+    this.ledger.waitsNoMore(checkOut, outcomeOf(error))
     checkOut.borrower.refused(error)
   }
 
   #deliver(checkOut: CheckOut, connection: Connection): void {
     if (checkOut.over || this.#isOver(checkOut.borrower)) {
       this.#put(connection)
-      this.#refuse(checkOut, new PoolClosed(this.options.name))
+      this.#refuse(checkOut, this.#reported(new PoolClosed(this.options.name)))
       return
     }
     checkOut.over = true
-    this.ledger.waitsNoMore(checkOut)
     const { borrower } = checkOut
-    const holding = this.ledger.checkedOut(borrower.who, connection.pid)
+    const holding = this.ledger.checkedOut(checkOut, borrower, connection.pid, !connection.quiet)
     const loan = new Loan(connection, checkOut, holding, this.#lender)
     this.#loans.set(connection, loan)
     borrower.granted(loan)
@@ -270,34 +301,33 @@ export class Pool {
   }
 
   #handOver(loan: Loan, to: CheckOut): void {
-    this.#end(loan)
+    this.#end(loan, true)
     this.ledger.totals.handOvers++
     this.#queue.handOver(to, loan.connection)
   }
 
-  #end(loan: Loan): void {
+  #end(loan: Loan, isHandedOver = false): void {
     loan.end()
     this.#loans.delete(loan.connection)
     this.#offers.delete(loan)
     this.#queue.caughtUp(loan.checkOut)
-    this.ledger.checkedIn(loan.holding)
+    this.ledger.checkedIn(loan.holding, isHandedOver)
   }
 
   // A connection with its slot comes free: on to the next waiter, or to the idle ones, or away with it.
   #put(connection: Connection): void {
-    const { totals } = this.ledger
     if (connection.death === undefined && (!connection.quiet || connection.status !== 'I')) connection.destroy()
     if (connection.death !== undefined) {
-      totals.invalidated++
+      this.ledger.invalidated(connection.pid, connection.death)
       this.#open.delete(connection)
       this.#leave()
     } else if (connection.expired) {
-      totals.recycled++
+      this.ledger.closed(connection.pid, 'recycled')
       this.#retire(connection, () => this.#leave())
     } else if (this.#queue.pass(connection)) {
       // It is the next one's, and no ping is needed: it has just answered.
     } else if (this.#open.size > this.options.size || this.#state !== 'open') {
-      totals.closed++
+      this.ledger.closed(connection.pid, this.#state === 'open' ? 'overflow' : 'shutdown')
       this.#retire(connection, () => this.#leave())
     } else {
       connection.idleSince = now()
@@ -325,7 +355,7 @@ export class Pool {
     this.#open.delete(connection)
     const idleAt = this.#idle.indexOf(connection)
     if (idleAt !== -1) this.#idle.splice(idleAt, 1)
-    this.ledger.totals.invalidated++
+    this.ledger.invalidated(connection.pid, death)
     const loan = this.#loans.get(connection)
     if (loan === undefined) return
     if (!isSaidByServer(death)) this.#invalidateOlder()
@@ -343,7 +373,7 @@ export class Pool {
     for (const connection of this.#idle.splice(0)) {
       connection.destroy()
       this.#open.delete(connection)
-      this.ledger.totals.invalidated++
+      this.ledger.invalidated(connection.pid, connection.death)
     }
     for (const connection of this.#loans.keys()) connection.expiresAt = 0
   }
@@ -367,8 +397,15 @@ function isSaidByServer(death: Error): boolean {
   return sqlStateOf(death) !== undefined
 }
 
+const OUTCOMES: Record<string, 'timeout' | 'saturated' | 'closed'> = {
+  FST_REQUEST_DB_POOL_TIMEOUT: 'timeout',
+  FST_REQUEST_DB_POOL_SATURATED: 'saturated',
+  FST_REQUEST_DB_POOL_CLOSED: 'closed',
+}
+const outcomeOf = ({ code }: RequestDbError) => OUTCOMES[code] ?? 'failed'
+
 // Node reports "refused on every address" as an AggregateError without a message.
-function withText(error: Error | undefined): Error | undefined {
+function withText(error: Error): Error {
   if (!(error instanceof AggregateError) || error.message !== '') return error
   const reasons = error.errors.map((reason: Error) => reason.message).join('; ')
   return new Error(reasons, { cause: error })

@@ -19,12 +19,14 @@ export class DeferredWrites {
     this.#consequence = consequence
   }
 
-  keep(scope: Keeper, text: string, values: unknown[]): void {
+  keep(scope: Keeper, text: string, values: unknown[]): Step {
     const what = `Deferred write ${++this.#count}`
     const onSettle = (error: unknown) => {
       if (error !== undefined) this.#failure ??= { what, error: error as Error }
     }
-    scope.kept.push(new Step({ text, values, describe: true }, onSettle))
+    const step = new Step({ text, values, describe: true }, onSettle)
+    scope.kept.push(step)
+    return step
   }
 
   /** What `scope` has kept, to be sent now: an array of the caller's own. */

@@ -1,8 +1,13 @@
+import type { FastifyBaseLogger } from 'fastify'
 import { ConnectionLost, type RequestDbError, SessionEnded, sqlStateOf, TransactionAborted } from '../errors.ts'
+import * as channels from '../observe/channels.ts'
+import type { Origin } from '../observe/origin.ts'
 import type { Who } from '../observe/snapshot.ts'
 import { type Flight, type FlightListener, Step, type TransactionStatus } from '../pool/flight.ts'
+import type { Holding } from '../pool/ledger.ts'
 import type { Borrower, CheckOut, Loan } from '../pool/loan.ts'
 import type { Pool } from '../pool/pool.ts'
+import { now } from '../pool/queue.ts'
 import { endsTransaction, tellLanded, tellLost } from './outcome.ts'
 
 const COMMIT = { text: 'COMMIT', fixed: true }
@@ -15,6 +20,10 @@ const IN_FAILED_TRANSACTION = '25P02'
 /** Whose link it is: how its transactions begin, and who is told when it is cut. */
 export interface LinkOwner {
   readonly who: Who
+  readonly log: FastifyBaseLogger
+  readonly origin: Origin | undefined
+  /** Where somebody wants to know how long it waited, held and was busy. */
+  readonly holdings: Holding[] | undefined
   /** The BEGIN statement; undefined sends every statement on its own and keeps the connection only meanwhile. */
   readonly beginSql: string | undefined
   readonly maxSessionMillis: number | false
@@ -61,6 +70,7 @@ export class Link implements Borrower, FlightListener {
   #refusal: unknown
   // COMMIT or ROLLBACK, from its boarding to its answer.
   #final: Step | undefined
+  #finalPid = 0
   #cancelling: Promise<void> | undefined
   #hasCancelled = false
   #hasLeft = false
@@ -76,6 +86,14 @@ export class Link implements Borrower, FlightListener {
 
   get who(): Who {
     return this.#owner.who
+  }
+
+  get log(): FastifyBaseLogger {
+    return this.#owner.log
+  }
+
+  get origin(): Origin | undefined {
+    return this.#owner.origin
   }
 
   /** Whether every transaction is begun and ended by us. */
@@ -151,13 +169,23 @@ export class Link implements Borrower, FlightListener {
   }
 
   #end(spec: Step['spec'], steps: Step[], done: (error: unknown, tag: string | undefined) => void): void {
-    const final = new Step(spec, (error, { tag }) => {
+    const channel = spec === COMMIT ? channels.commit : channels.rollback
+    const since = channel.hasSubscribers ? now() : 0
+    const final: Step = new Step(spec, (error, { tag }) => {
       this.disarm()
       this.#final = undefined
+      if (since > 0) this.#tellEnd(channel, spec === COMMIT ? tag : 'ROLLBACK', error, since)
       done(error, tag)
     })
     steps.push(final)
     this.post(steps, final)
+  }
+
+  #tellEnd(channel: typeof channels.commit, tag: string | undefined, failure: unknown, since: number): void {
+    const { pool, who, log } = this
+    const isRefused = failure === undefined && tag !== 'COMMIT' && channel === channels.commit
+    const error = isRefused ? new Error('COMMIT was answered by ROLLBACK') : (failure as Error | undefined)
+    channel.publish({ pool, log, who, pid: this.#finalPid, millis: now() - since, error })
   }
 
   /** Resolves when everything sent has been answered, or no answer can save it any more. */
@@ -183,14 +211,18 @@ export class Link implements Borrower, FlightListener {
     if (loan?.isBehind) this.#depart(this.#owner.beginSql as string, loan)
   }
 
-  /** Leaves nothing behind on the connection, or kills it. Resolves with what went wrong. */
-  async rollBack(): Promise<unknown> {
+  /** Leaves nothing behind on the connection, or kills it. Resolves with what went wrong. `isReset`: not by the app's word. */
+  async rollBack(isReset = true): Promise<unknown> {
     let error: unknown
     if (this.#loan === undefined) return undefined
     this.arm('ROLLBACK')
     await this.#stop(CANCEL_AFTER_MILLIS)
     if (this.#loan !== undefined && this.#loan.connection.status !== 'I') {
       this.doom = undefined
+      if (isReset && channels.reset.hasSubscribers) {
+        const { pool, log, who } = this
+        channels.reset.publish({ pool, log, who, pid: this.#loan.connection.pid })
+      }
       error = await new Promise<unknown>((resolve) => this.#end(ROLLBACK, [], resolve))
     }
     this.disarm()
@@ -312,7 +344,7 @@ export class Link implements Borrower, FlightListener {
         await this.#takeBack(loan)
       }
     } catch (error) {
-      throw this.#loan === loan ? error : new ConnectionLost(this.pool.options.name, { cause: error })
+      throw this.#loan === loan ? error : this.#connectionLost(error as Error, false)
     }
   }
 
@@ -334,6 +366,7 @@ export class Link implements Borrower, FlightListener {
   granted(loan: Loan): void {
     this.#checkOut = undefined
     this.#loan = loan
+    this.#owner.holdings?.push(loan.holding)
     const { beginSql } = this.#owner
     if (!loan.isBehind) this.#startMaxTimer()
     if (beginSql === undefined) {
@@ -369,6 +402,11 @@ export class Link implements Borrower, FlightListener {
     this.#first = steps
     this.#phase = 'departed'
     loan.holding.inTransaction = true
+    if (channels.begin.hasSubscribers) {
+      const { pool, log, who } = this
+      const { pid } = loan.connection
+      channels.begin.publish({ pool, log, who, pid, text: begin, isImplicit: steps.length > 0 })
+    }
     // Flush: the server tells early that it has begun, even if the first statement takes long.
     const first = new Step({ text: begin, flush: true, prefix: true, fixed: true }, () => {})
     first.onComplete = () => this.#begun()
@@ -425,14 +463,22 @@ export class Link implements Borrower, FlightListener {
   }
 
   #loseAll(death: Error): void {
+    // Whoever had something under way has been told already.
+    const isTold = this.#underWay > 0 || this.#loan?.connection.killed === true
     this.#loan = undefined
     this.disarm()
     this.#underWay = 0
     this.inTransaction = false
     this.#phase = this.isTransactional ? 'lost' : 'idle'
-    if (this.isTransactional) this.doom ??= new ConnectionLost(this.pool.options.name, { cause: death })
+    if (this.isTransactional) this.doom ??= this.#connectionLost(death, isTold)
     this.#refuseHeld()
     this.#changed()
+  }
+
+  #connectionLost(death: Error, isTold: boolean): RequestDbError {
+    const error = new ConnectionLost(this.pool.options.name, { cause: death })
+    this.pool.diagnosis.report(error, !isTold)
+    return error
   }
 
   evict(reason: RequestDbError): void {
@@ -469,7 +515,7 @@ export class Link implements Borrower, FlightListener {
     }
     // What leaves a transaction open is undone with it; only what ends one, or needs none, can have been kept.
     const isDecisive = (step: Step) => !this.isTransactional || (step === this.#final && step.spec.text === 'COMMIT')
-    tellLost(flight, death, reached, this.pool.options.name, isDecisive)
+    tellLost(flight, death, reached, () => this.#connectionLost(death, killedByUs), this.pool.options.name, isDecisive)
     // The pool tells only whom the connection has been handed over to.
     if (this.#loan?.isOver) this.#loseAll(death)
   }
@@ -543,12 +589,14 @@ export class Link implements Borrower, FlightListener {
     const isEnd = this.#final !== undefined && steps.includes(this.#final)
     if (isEnd) {
       this.#stopMaxTimer()
+      this.#finalPid = connection.pid
       // The session before has a deadline of its own.
       if (!loan.isBehind) this.arm(this.#final?.spec.text ?? '')
     }
     this.#underWay++
     const asked = steps.filter((step) => step.spec.describe)
     holding.busy(asked.length, asked[asked.length - 1]?.spec.text ?? '')
+    for (const step of steps) step.event?.leaves(connection.pid)
     connection.send(steps, this)
     // Who has cancelled keeps the connection until it is certain that the cancel hits nobody else.
     if (isEnd && !this.#hasCancelled) loan.offer()

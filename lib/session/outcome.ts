@@ -1,4 +1,4 @@
-import { CommitUnknown, ConnectionLost, sqlStateOf, TransactionAborted } from '../errors.ts'
+import { CommitUnknown, type RequestDbError, sqlStateOf, TransactionAborted } from '../errors.ts'
 import type { Flight, Step } from '../pool/flight.ts'
 
 /** Whether a statement of the app has ended our transaction. After `COMMIT AND CHAIN` the server's status does not tell. */
@@ -26,26 +26,32 @@ export function tellLanded({ steps, error, at }: Flight, pool: string): void {
 
 /**
  * Tells the steps of a flight that the connection died. `reached` is false where the server surely did nothing of it;
- * `isDecisive` picks the steps by which something may have been kept.
+ * `lostWith` makes the news
+ * of it, and `isDecisive` picks the steps by which something may have been kept.
  */
 export function tellLost(
   { steps, at }: Flight,
   death: Error,
   reached: boolean,
+  lostWith: () => RequestDbError,
   pool: string,
   isDecisive: (step: Step) => boolean,
 ): void {
-  const lost = new ConnectionLost(pool, { cause: death })
+  let error: RequestDbError | undefined
+  const lost = () => {
+    error ??= lostWith()
+    return error
+  }
   const unknown = new CommitUnknown(pool, { cause: death })
   for (const [index, step] of steps.entries()) {
-    if (!reached || !isDecisive(step)) step.settle(lost)
+    if (!reached || !isDecisive(step)) step.settle(lost())
     else if (step.spec.text === 'COMMIT') {
       // The server answers in order: a goodbye before COMMIT's turn means that it was never run.
       const never = sqlStateOf(death) !== undefined && at < index
-      step.settle(step.completed ? undefined : never ? lost : unknown)
+      step.settle(step.completed ? undefined : never ? lost() : unknown)
     } else {
       // A transaction of its own ends behind its last answer; a goodbye before that answer has undone it.
-      step.settle(sqlStateOf(death) !== undefined && !step.completed ? lost : unknown)
+      step.settle(sqlStateOf(death) !== undefined && !step.completed ? lost() : unknown)
     }
   }
 }

@@ -9,8 +9,11 @@ import {
   sqlStateOf,
   TransactionAborted,
 } from '../errors.ts'
+import type { Origin } from '../observe/origin.ts'
 import type { Who } from '../observe/snapshot.ts'
+import { ObservedStatement } from '../observe/statement.ts'
 import { type Result, Step } from '../pool/flight.ts'
+import type { Holding } from '../pool/ledger.ts'
 import type { Pool } from '../pool/pool.ts'
 import { DeferredWrites } from './deferred.ts'
 import { Link, type LinkOwner } from './link.ts'
@@ -20,7 +23,6 @@ import { type Callback, enter, nest, outside, type Scope, Scopes } from './scope
 export interface UnitHost extends Omit<LinkOwner, 'beginSql' | 'onEvict' | 'onOverdue'> {
   /** Its COMMIT can bring no news: it wrote nothing, and no other transaction can make it fail. */
   readonly isCommitCertain: boolean
-  readonly log: FastifyBaseLogger
   /** Before the first statement. @throws SESSION_ENDED when it is too late for one. */
   onFirstUse(): void
   /** The session was ended from outside while its answer may be on the way. */
@@ -68,6 +70,18 @@ export class UnitOfWork implements LinkOwner {
 
   get who(): Who {
     return this.host.who
+  }
+
+  get log(): FastifyBaseLogger {
+    return this.host.log
+  }
+
+  get origin(): Origin | undefined {
+    return this.host.origin
+  }
+
+  get holdings(): Holding[] | undefined {
+    return this.host.holdings
   }
 
   get maxSessionMillis(): number | false {
@@ -128,6 +142,7 @@ export class UnitOfWork implements LinkOwner {
         if (error === undefined) resolve(result as Result)
         else reject(error)
       })
+      step.event = ObservedStatement.of(this.#link.pool, this.host, text, values)
       this.#post(scope, step)
     })
   }
@@ -166,7 +181,8 @@ export class UnitOfWork implements LinkOwner {
   keep(scope: Scope<UnitOfWork>, text: string, values: unknown[]): void {
     this.#assertUsable()
     this.#scopes.assertOpen(scope)
-    this.#deferred.keep(scope, text, values)
+    const step = this.#deferred.keep(scope, text, values)
+    step.event = ObservedStatement.of(this.#link.pool, this.host, text, values)
   }
 
   /** Sends what `keep` has kept. @throws what the first of them failed with, as pg made it. */
@@ -244,8 +260,8 @@ export class UnitOfWork implements LinkOwner {
       // What goes on in it must not reach the server behind its end, where it would belong to the parent.
       this.#scopes.close(scope)
       await this.#link.posted((settle) => [
-        new Step({ text: `ROLLBACK TO SAVEPOINT ${scope.name}` }, () => {}),
-        new Step({ text: `RELEASE SAVEPOINT ${scope.name}` }, settle),
+        this.#observed(`ROLLBACK TO SAVEPOINT ${scope.name}`, () => {}),
+        this.#observed(`RELEASE SAVEPOINT ${scope.name}`, settle),
       ])
     } catch (error) {
       this.host.log.error({ err: error }, 'request-db: rolling back to a savepoint failed')
@@ -317,7 +333,7 @@ export class UnitOfWork implements LinkOwner {
 
   /** Rolls back; the unit can be used again. */
   rollback(scope: Scope<UnitOfWork>): Promise<void> {
-    return this.#endTransaction(scope, () => this.#rollback())
+    return this.#endTransaction(scope, () => this.#rollback(false))
   }
 
   /**
@@ -487,10 +503,10 @@ export class UnitOfWork implements LinkOwner {
   }
 
   /** Leaves nothing behind on the server or in the queue. Never throws: a connection that does not obey is killed. */
-  async #rollback(): Promise<void> {
+  async #rollback(isReset = true): Promise<void> {
     this.#scopes.reset()
     this.#link.leaveQueue(() => this.#endedError())
-    const error = await this.#link.rollBack()
+    const error = await this.#link.rollBack(isReset)
     if (error !== undefined)
       this.host.log.warn({ err: error }, 'request-db: ROLLBACK failed, its connection is dropped')
     this.#link.reset()
@@ -540,6 +556,8 @@ export class UnitOfWork implements LinkOwner {
     return new Promise((resolve, reject) => {
       const step = new Step(spec, (error) => (error === undefined ? resolve(step) : reject(error)))
       step.result = result
+      const { text, values = [] } = spec
+      if (text !== undefined) step.event = ObservedStatement.of(this.#link.pool, this.host, text, values)
       this.#post(scope, step)
     })
   }
@@ -552,13 +570,22 @@ export class UnitOfWork implements LinkOwner {
 
   /** Sends a command of ours in `scope`. */
   #command(scope: Scope<UnitOfWork>, text: string): Promise<void> {
-    return this.#link.posted((settle) => [...this.#deferred.take(scope), new Step({ text }, settle)])
+    return this.#link.posted((settle) => [...this.#deferred.take(scope), this.#observed(text, settle)])
+  }
+
+  #observed(text: string, settle: (error: unknown) => void): Step {
+    const step = new Step({ text }, settle)
+    step.event = ObservedStatement.of(this.#link.pool, this.host, text, [])
+    return step
   }
 }
 
 function alsoTell(step: Step, settle: (error: unknown) => void): Step {
-  return new Step(step.spec, (error) => {
+  const both = new Step(step.spec, (error) => {
     step.settle(error)
     settle(error)
   })
+  both.event = step.event
+  step.event = undefined
+  return both
 }

@@ -1,13 +1,14 @@
 import t from 'tap'
-import { Ledger } from '../../lib/pool/ledger.ts'
 import { takeClock } from '../support/clock.ts'
+import { openLedger, partyOf } from '../support/ledger.ts'
 
 const WHO = { method: 'GET', route: '/trips/:id', requestId: 'req-1' }
+const PARTY = partyOf(WHO)
 
 t.test('a holder is listed from check-out to check-in, with its times and statements', async (t) => {
   const clock = takeClock(t)
-  const ledger = new Ledger()
-  const holding = ledger.checkedOut(WHO, 4711)
+  const ledger = openLedger()
+  const holding = ledger.checkedOut({}, PARTY, 4711, false)
   t.match(ledger.holders(), [{ ...WHO, pid: 4711, statements: 0, lastStatement: undefined, inTransaction: false }])
   clock.advance(100)
   holding.busy(1, 'select 1')
@@ -23,15 +24,15 @@ t.test('a holder is listed from check-out to check-in, with its times and statem
   near(t, idle!.heldMillis, 1130)
   near(t, idle!.busyMillis, 30)
   near(t, idle!.idleMillis, 1100)
-  ledger.checkedIn(holding)
+  ledger.checkedIn(holding, false)
   t.strictSame(ledger.holders(), [])
   t.equal(ledger.totals.checkouts, 1)
 })
 
 t.test('statements that overlap count as one busy time', async (t) => {
   const clock = takeClock(t)
-  const ledger = new Ledger()
-  const holding = ledger.checkedOut(WHO, 1)
+  const ledger = openLedger()
+  const holding = ledger.checkedOut({}, PARTY, 1, false)
   holding.busy(2, 'select 2')
   clock.advance(10)
   holding.busy(1, 'select 3')
@@ -48,8 +49,8 @@ t.test('statements that overlap count as one busy time', async (t) => {
 
 t.test('commands of the plugin make busy, but are no statements of the app', async (t) => {
   const clock = takeClock(t)
-  const ledger = new Ledger()
-  const holding = ledger.checkedOut(WHO, 1)
+  const ledger = openLedger()
+  const holding = ledger.checkedOut({}, PARTY, 1, false)
   holding.busy(1, 'select 1')
   holding.idle()
   holding.busy(0, '')
@@ -60,8 +61,8 @@ t.test('commands of the plugin make busy, but are no statements of the app', asy
 
 t.test('idle() without anything under way adds nothing', async (t) => {
   const clock = takeClock(t)
-  const ledger = new Ledger()
-  const holding = ledger.checkedOut(WHO, 1)
+  const ledger = openLedger()
+  const holding = ledger.checkedOut({}, PARTY, 1, false)
   clock.advance(500)
   holding.idle()
   holding.idle()
@@ -71,25 +72,25 @@ t.test('idle() without anything under way adds nothing', async (t) => {
 
 t.test('a waiter is listed until it waits no more', async (t) => {
   const clock = takeClock(t)
-  const ledger = new Ledger()
+  const ledger = openLedger()
   const [a, b] = [{}, {}]
-  ledger.waits(a, WHO)
+  ledger.waits(a, PARTY)
   clock.advance(40)
-  ledger.waits(b, { ...WHO, requestId: 'req-2' })
+  ledger.waits(b, partyOf({ ...WHO, requestId: 'req-2' }))
   clock.advance(2)
   t.match(ledger.waiters(), [WHO, { requestId: 'req-2' }])
   near(t, ledger.waiters()[0]!.waitedMillis, 42)
   near(t, ledger.waiters()[1]!.waitedMillis, 2)
-  ledger.waitsNoMore(a)
-  ledger.waitsNoMore(a)
+  ledger.waitsNoMore(a, 'left')
+  ledger.waitsNoMore(a, 'left')
   t.match(ledger.waiters().length, 1)
-  ledger.waitsNoMore(b)
+  ledger.waitsNoMore(b, 'left')
   t.strictSame(ledger.waiters(), [])
 })
 
 t.test('what it hands out is a copy', async (t) => {
-  const ledger = new Ledger()
-  const holding = ledger.checkedOut(WHO, 1)
+  const ledger = openLedger()
+  const holding = ledger.checkedOut({}, PARTY, 1, false)
   const before = ledger.holders()
   holding.busy(1, 'select 1')
   t.equal(before[0]!.statements, 0)
@@ -98,13 +99,13 @@ t.test('what it hands out is a copy', async (t) => {
 
 t.test('the time to come back is that of the queue at the pace of late, from 1 to 60 seconds', async (t) => {
   const clock = takeClock(t)
-  const ledger = new Ledger()
+  const ledger = openLedger()
   t.equal(ledger.retryAfterSeconds(50), 1, 'nothing is known yet')
   const serve = (everyMillis: number, times: number) => {
     for (let i = 0; i < times; i++) {
-      const holding = ledger.checkedOut(WHO, 1)
+      const holding = ledger.checkedOut({}, PARTY, 1, false)
       clock.advance(everyMillis)
-      ledger.checkedIn(holding)
+      ledger.checkedIn(holding, false)
     }
   }
   serve(100, 50)

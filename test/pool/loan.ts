@@ -1,11 +1,13 @@
 import t from 'tap'
 import type { Connection } from '../../lib/pool/connection.ts'
-import { Ledger } from '../../lib/pool/ledger.ts'
 import { type Borrower, CheckOut, Loan } from '../../lib/pool/loan.ts'
+import { deafLog, openLedger, partyOf } from '../support/ledger.ts'
 
 const WHO = { method: 'GET', route: '/', requestId: '1' }
 const borrower: Borrower = {
   who: WHO,
+  log: deafLog,
+  origin: undefined,
   isEnding: false,
   canFollow: false,
   granted: () => {},
@@ -22,7 +24,7 @@ const listener = { slotGranted: () => {}, slotRefused: () => {} }
 /** A loan of `lent`, and what its lender is told. */
 function lend(lent: Connection) {
   const told: string[] = []
-  const holding = new Ledger().checkedOut(WHO, 1)
+  const holding = openLedger().checkedOut({}, partyOf(WHO), 1, false)
   const lender = {
     offered: () => told.push('offered'),
     answered: () => told.push('answered'),

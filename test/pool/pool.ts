@@ -17,6 +17,7 @@ async function setUp(t: Test, { pool: sizes, ...others }: RequestDbOptions = {})
   const options = {
     connectionString: proxy.connectionString,
     pool: { size: 1, prePing: false as const, ...sizes },
+    capacityCheck: false,
     ...others,
   }
   const pool = new Pool(checkOptions(options).pool)
@@ -145,7 +146,7 @@ t.test('the reason has a text where Node has none: refused on every address of a
     database: 'd',
     stream: () => new TwoAddresses(),
   }
-  const pool = new Pool(checkOptions({ connection }).pool)
+  const pool = new Pool(checkOptions({ connection, capacityCheck: false }).pool)
   t.teardown(() => pool.close())
   const visitor = new Visitor('v')
   pool.checkOut(visitor)

@@ -1,4 +1,5 @@
 import pg from 'pg'
+import { ConnectionLost } from '../../lib/errors.ts'
 import { type Flight, Step } from '../../lib/pool/flight.ts'
 import { endsTransaction, tellLanded, tellLost } from '../../lib/session/outcome.ts'
 import { t } from '../support/test.ts'
@@ -66,9 +67,11 @@ t.test(
   },
 )
 
+const lost = (death: Error) => () => new ConnectionLost('db', { cause: death })
+
 t.test('a flight that was lost without a COMMIT is undone', async (t) => {
   const { told, flight } = flightOf(['a', 'b'], 1)
-  tellLost(flight, reset, true, 'db', () => false)
+  tellLost(flight, reset, true, lost(reset), 'db', () => false)
   t.strictSame(codes(told), Array(2).fill('FST_REQUEST_DB_CONNECTION_LOST'))
   t.match(told[0], { cause: reset })
 })
@@ -82,7 +85,7 @@ for (const [what, death, at, reached, code] of [
 ] as const) {
   t.test(`what becomes of COMMIT: ${what}`, async (t) => {
     const { told, flight } = flightOf(['a', 'COMMIT'], at)
-    tellLost(flight, death, reached, 'db', ({ spec }) => spec.text === 'COMMIT')
+    tellLost(flight, death, reached, lost(death), 'db', ({ spec }) => spec.text === 'COMMIT')
     t.equal(codes(told)[1], code)
   })
 }
@@ -94,7 +97,7 @@ for (const [what, death, at, code] of [
 ] as const) {
   t.test(`what becomes of a statement without a transaction: ${what}`, async (t) => {
     const { told, flight } = flightOf(['a'], at)
-    tellLost(flight, death, true, 'db', () => true)
+    tellLost(flight, death, true, lost(death), 'db', () => true)
     t.equal(codes(told)[0], code)
   })
 }

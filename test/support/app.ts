@@ -8,7 +8,8 @@ let apps = 0
 
 /**
  * A Fastify app with the plugin on `database`, ready, closed at the end of `t`. The options are the plugin's; without
- * `connectionString` or `connection` they are those of `database` (give the proxy's to go through a proxy).
+ * `connectionString` or `connection` they are those of `database` (give the proxy's to go through a proxy). Nothing but
+ * the pool connects to the server, unless a test asks for the capacity check.
  */
 export async function buildApp(
   t: Test,
@@ -33,10 +34,10 @@ function nameBackends(options: RequestDbOptions, database: Database) {
   const own = `app ${++apps} of ${process.pid}`
   if (options.connection) {
     const connection = { application_name: own, ...options.connection }
-    return { application: connection.application_name ?? own, named: { ...options, connection } }
+    return { application: connection.application_name ?? own, named: { capacityCheck: false, ...options, connection } }
   }
   const url = new URL(options.connectionString ?? database.connectionString)
   const application = url.searchParams.get('application_name') ?? own
   url.searchParams.set('application_name', application)
-  return { application, named: { ...options, connectionString: url.href } }
+  return { application, named: { capacityCheck: false, ...options, connectionString: url.href } }
 }

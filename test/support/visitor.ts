@@ -1,9 +1,12 @@
 import type { RequestDbError } from '../../lib/errors.ts'
 import type { Borrower, Loan } from '../../lib/pool/loan.ts'
+import { deafLog } from './ledger.ts'
 
 /** A borrower that only writes down what it is told. */
 export class Visitor implements Borrower {
   readonly who
+  readonly log = deafLog
+  readonly origin = undefined
   readonly told: unknown[] = []
   isEnding = false
   canFollow = false
