@@ -1,0 +1,44 @@
+import type { FastifyInstance } from 'fastify'
+import { InvalidOption } from '../errors.ts'
+import type { ObservedPool } from './snapshot.ts'
+
+interface Check {
+  readonly expected: string
+  readonly test: (value: unknown) => boolean
+}
+
+/** What `decorator` may be, for all plugins that look at a pool. */
+export const decoratorCheck: Check = {
+  expected: 'a name',
+  test: (value) => typeof value === 'string' && /^[A-Za-z_$][\w$]*$/.test(value),
+}
+// Fastify hands its own options of `register` to the plugin too.
+const FASTIFYS = new Set(['prefix', 'logLevel', 'logSerializers'])
+
+/** Checks the options of a plugin that looks at a pool. @throws INVALID_OPTION */
+export function checkObserverOptions(input: object, checks: Readonly<Record<string, Check>>): void {
+  for (const [name, value] of Object.entries(input)) {
+    const rule = Object.hasOwn(checks, name) ? checks[name] : undefined
+    if (rule === undefined) {
+      if (FASTIFYS.has(name)) continue
+      throw new InvalidOption(name, `one of ${Object.keys(checks).join(', ')}`, 'an unknown name')
+    }
+    if (value !== undefined && !rule.test(value)) throw new InvalidOption(name, rule.expected, show(value))
+  }
+}
+
+/** The pool behind `fastify[decorator]`. @throws INVALID_OPTION */
+export function poolOf(fastify: FastifyInstance, decorator: string): ObservedPool {
+  const db = (fastify as unknown as Record<string, { pool?: ObservedPool } | undefined>)[decorator]
+  if (typeof db?.pool?.snapshot === 'function') return db.pool
+  throw new InvalidOption(
+    'decorator',
+    'the `decorator` of a fastify-request-db that is registered before this plugin, and not in a sibling',
+    `'${decorator}'`,
+  )
+}
+
+const show = (value: unknown): string => {
+  if (value === null || typeof value === 'number' || typeof value === 'boolean') return String(value)
+  return typeof value === 'string' ? `'${value}'` : `a value of type ${typeof value}`
+}
