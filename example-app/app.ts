@@ -1,5 +1,5 @@
 import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
-import requestDb, { type PoolOptions } from 'fastify-request-db'
+import requestDb, { type RequestDbOptions } from 'fastify-request-db'
 import { loadData } from './data.ts'
 import type { Mailer } from './mailer.ts'
 import { airportRoutes } from './routes/airports.ts'
@@ -8,15 +8,14 @@ import { answerFailure } from './routes/failures.ts'
 import { tripRoutes } from './routes/trips.ts'
 import { createTables } from './tables.ts'
 
-export interface AppOptions {
+export interface AppOptions extends Pick<RequestDbOptions, 'pool' | 'echo' | 'echoPool'> {
   connectionString: string
   mailer: Mailer
-  pool?: PoolOptions
   logger?: FastifyServerOptions['logger']
 }
 
 /** The app, ready to listen or to be injected into. Its first start makes the tables and loads the airports. */
-export function buildApp({ connectionString, mailer, pool = {}, logger = false }: AppOptions): FastifyInstance {
+export function buildApp({ mailer, logger = false, ...database }: AppOptions): FastifyInstance {
   const app = Fastify({
     logger,
     // A first start on a slow machine takes its time.
@@ -25,7 +24,7 @@ export function buildApp({ connectionString, mailer, pool = {}, logger = false }
     ajv: { customOptions: { removeAdditional: false } },
   })
   app.setErrorHandler(answerFailure)
-  app.register(requestDb, { connectionString, pool })
+  app.register(requestDb, database)
   app.register(airportRoutes)
   app.register(tripRoutes, { mailer })
   app.register(exportRoute)
