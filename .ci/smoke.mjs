@@ -3,10 +3,16 @@ import assert from 'node:assert/strict'
 import { createRequire } from 'node:module'
 import Fastify from 'fastify'
 import requestDb, { requestDb as byName } from 'fastify-request-db'
+import requestDbDashboard from 'fastify-request-db/dashboard'
+import requestDbMetrics from 'fastify-request-db/metrics'
+import requestDbOpenTelemetry from 'fastify-request-db/opentelemetry'
 import { sql } from 'kysely'
 
-const required = createRequire(import.meta.url)('fastify-request-db')
-assert.equal(required, requestDb, 'require() is the plugin')
+const require = createRequire(import.meta.url)
+assert.equal(require('fastify-request-db'), requestDb, 'require() is the plugin')
+assert.equal(require('fastify-request-db/dashboard'), requestDbDashboard)
+assert.equal(require('fastify-request-db/metrics'), requestDbMetrics)
+assert.equal(require('fastify-request-db/opentelemetry'), requestDbOpenTelemetry)
 assert.equal(byName, requestDb)
 
 process.on('warning', (warning) => {
@@ -16,6 +22,9 @@ process.on('warning', (warning) => {
 const table = `smoke_${process.pid}`
 const app = Fastify()
 await app.register(requestDb, { connectionString: process.env.DATABASE_URL, pool: { size: 2 } })
+await app.register(requestDbDashboard, { path: '/pool' })
+await app.register(requestDbMetrics, { path: '/metrics' })
+await app.register(requestDbOpenTelemetry)
 app.post('/', async (request, reply) => {
   reply.code(201)
   return request.db.insertInto(table).values({ note: request.body.note }).returningAll().executeTakeFirstOrThrow()
@@ -29,5 +38,7 @@ assert.equal(created.statusCode, 201, created.body)
 assert.deepEqual((await app.inject('/')).json(), [{ id: 1, note: 'hello' }])
 assert.equal(app.db.snapshot().checkedOut, 0)
 await sql`drop table ${sql.table(table)}`.execute(app.db.kysely)
+for (const file of ['', '/page.js', '/icon.svg']) assert.equal((await app.inject(`/pool${file}`)).statusCode, 200, file)
+assert.match((await app.inject('/metrics')).body, /^db_client_connection_count/m)
 await app.close()
 console.log(`Node ${process.version}: import, require and a request are fine`)

@@ -1,5 +1,6 @@
 import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
 import requestDb, { type RequestDbOptions } from 'fastify-request-db'
+import requestDbDashboard from 'fastify-request-db/dashboard'
 import { loadData } from './data.ts'
 import type { Mailer } from './mailer.ts'
 import { airportRoutes } from './routes/airports.ts'
@@ -25,6 +26,8 @@ export function buildApp({ mailer, logger = false, ...database }: AppOptions): F
   })
   app.setErrorHandler(answerFailure)
   app.register(requestDb, database)
+  // A page of what the pool is doing. Without the option `allow` it is only for this machine.
+  app.register(requestDbDashboard, { path: '/db' })
   app.register(airportRoutes)
   app.register(tripRoutes, { mailer })
   app.register(exportRoute)

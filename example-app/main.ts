@@ -61,7 +61,7 @@ async function serve(port: number, connectionString: string): Promise<void> {
     stopping.signal.throwIfAborted()
     say(`The app listens on ${url} and can be tried in another terminal:\n`)
     for (const line of curlLines(url, routes)) say(line)
-    say('\nCtrl-C stops it.')
+    say(`\nWhat its pool is doing is on ${url}/db while they run. Ctrl-C stops it.`)
     await once(stopping.signal, 'abort')
   } finally {
     // Someone who keeps a connection open without asking for anything could hold this up for ever.

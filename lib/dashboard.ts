@@ -5,9 +5,8 @@ import { Board } from './dashboard/board.ts'
 import { files, html, htmlAt } from './dashboard/files.ts'
 import { checkDashboardOptions, type DashboardOptions } from './dashboard/options.ts'
 import { Reports } from './dashboard/reports.ts'
-import { InvalidOption } from './errors.ts'
 import { listen } from './observe/channels.ts'
-import type { ObservedPool } from './observe/snapshot.ts'
+import { poolOf } from './observe/registration.ts'
 
 /** A live page of what the pool is doing. While no page is open, only reports are listened to. */
 const requestDbDashboard: FastifyPluginAsync<DashboardOptions> = async (fastify, input) => {
@@ -43,16 +42,6 @@ const requestDbDashboard: FastifyPluginAsync<DashboardOptions> = async (fastify,
 
   fastify.addHook('preClose', async () => audience.close())
   fastify.addHook('onClose', async () => unlisten())
-}
-
-function poolOf(fastify: FastifyInstance, decorator: string): ObservedPool {
-  const db = (fastify as unknown as Record<string, { pool?: ObservedPool } | undefined>)[decorator]
-  if (typeof db?.pool?.snapshot === 'function') return db.pool
-  throw new InvalidOption(
-    'decorator',
-    'the `decorator` of a fastify-request-db that is registered before the dashboard, and not in a sibling',
-    `'${decorator}'`,
-  )
 }
 
 function ignoresTrailingSlash({ initialConfig }: FastifyInstance): boolean {

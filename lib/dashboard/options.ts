@@ -1,5 +1,5 @@
 import type { FastifyRequest } from 'fastify'
-import { InvalidOption } from '../errors.ts'
+import { type Check, checkObserverOptions, decoratorCheck } from '../observe/registration.ts'
 
 /** Options of `fastify.register(requestDbDashboard, options)`. */
 export interface DashboardOptions {
@@ -16,45 +16,22 @@ export interface DashboardOptions {
   intervalMillis?: number | undefined
 }
 
-interface Check {
-  readonly expected: string
-  readonly test: (value: unknown) => boolean
-}
-
 const checks: Record<string, Check> = {
   path: {
+    isNeeded: true,
     expected: "a path such as '/db', of letters, digits and . _ ~ -",
     test: (value) => typeof value === 'string' && /^(\/|(\/[\w.~-]+)+\/?)$/.test(value),
   },
-  decorator: { expected: 'a name', test: (value) => typeof value === 'string' && /^[A-Za-z_$][\w$]*$/.test(value) },
+  decorator: decoratorCheck,
   allow: { expected: 'a function (request) => boolean', test: (value) => typeof value === 'function' },
   intervalMillis: {
     expected: 'a whole number of milliseconds from 100 to 60000',
     test: (value) => Number.isInteger(value) && (value as number) >= 100 && (value as number) <= 60_000,
   },
 }
-// Fastify hands its own options of `register` to the plugin too.
-const FASTIFYS = new Set(['prefix', 'logLevel', 'logSerializers'])
-
-const show = (value: unknown): string =>
-  typeof value === 'string'
-    ? `'${value}'`
-    : typeof value === 'number'
-      ? String(value)
-      : `a value of type ${typeof value}`
-
 /** Checks the options and fills in the defaults. @throws INVALID_OPTION */
 export function checkDashboardOptions(input: DashboardOptions) {
-  const named: Record<string, unknown> = { ...input, path: input.path }
-  for (const [name, value] of Object.entries(named)) {
-    const rule = Object.hasOwn(checks, name) ? checks[name] : undefined
-    if (rule === undefined) {
-      if (FASTIFYS.has(name)) continue
-      throw new InvalidOption(name, `one of ${Object.keys(checks).join(', ')}`, 'an unknown name')
-    }
-    if (value === undefined && name !== 'path') continue
-    if (!rule.test(value)) throw new InvalidOption(name, rule.expected, value === undefined ? 'nothing' : show(value))
-  }
+  checkObserverOptions(input, checks)
   const { path, decorator = 'db', allow, intervalMillis = 500 } = input
   return { path: path.replace(/\/$/, ''), decorator, allow, intervalMillis }
 }

@@ -2,7 +2,8 @@ import type { FastifyInstance } from 'fastify'
 import { InvalidOption } from '../errors.ts'
 import type { ObservedPool } from './snapshot.ts'
 
-interface Check {
+export interface Check {
+  readonly isNeeded?: boolean
   readonly expected: string
   readonly test: (value: unknown) => boolean
 }
@@ -17,13 +18,14 @@ const FASTIFYS = new Set(['prefix', 'logLevel', 'logSerializers'])
 
 /** Checks the options of a plugin that looks at a pool. @throws INVALID_OPTION */
 export function checkObserverOptions(input: object, checks: Readonly<Record<string, Check>>): void {
-  for (const [name, value] of Object.entries(input)) {
-    const rule = Object.hasOwn(checks, name) ? checks[name] : undefined
-    if (rule === undefined) {
-      if (FASTIFYS.has(name)) continue
-      throw new InvalidOption(name, `one of ${Object.keys(checks).join(', ')}`, 'an unknown name')
-    }
-    if (value !== undefined && !rule.test(value)) throw new InvalidOption(name, rule.expected, show(value))
+  for (const name of Object.keys(input)) {
+    if (Object.hasOwn(checks, name) || FASTIFYS.has(name)) continue
+    throw new InvalidOption(name, `one of ${Object.keys(checks).join(', ')}`, 'an unknown name')
+  }
+  for (const [name, { isNeeded, expected, test }] of Object.entries(checks)) {
+    const value = (input as Record<string, unknown>)[name]
+    if (value === undefined && !isNeeded) continue
+    if (!test(value)) throw new InvalidOption(name, expected, value === undefined ? 'nothing' : show(value))
   }
 }
 

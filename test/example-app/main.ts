@@ -89,6 +89,8 @@ t.test('it prints three curl lines that work, and Ctrl-C ends it', async (t) => 
   t.equal(booked.status, 201)
   t.match(await booked.json(), { passenger: 'Ada Lovelace', skipped: [] })
   t.match(await (await curl(all)).text(), /^id,passenger.*\r\n1,Ada Lovelace,/)
+  const [page = ''] = run.out().match(/http:\S+\/db\b/) ?? []
+  t.match(await (await fetch(page)).text(), /<title>Pool/, 'the page is where it says')
   t.match(run.out(), /^Mail to ada@example.org: Your trip 1 is booked$/m)
 
   pressCtrlC(run)

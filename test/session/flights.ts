@@ -40,6 +40,15 @@ test('a request that only adds sends one flight', async (t) => {
   t.match(await database.rows('notes'), [{ note: 'first' }, { note: 'second' }])
 })
 
+test('a nested transaction takes a flight for its savepoint, and one for its release', async (t) => {
+  const { post, proxy } = await throughProxy(t, async (db) => {
+    await db.transaction().execute((db) => db.insertInto('notes').values({ note: 'kept' }).execute())
+    return 'ok'
+  })
+  t.equal((await post()).statusCode, 200)
+  t.match(proxy.statements(), [['BEGIN', /^SAVEPOINT/], [/^insert/], [/^RELEASE/], ['COMMIT']])
+})
+
 test('settings ride in the first flight, between BEGIN and the statement', async (t) => {
   const { post, proxy } = await throughProxy(
     t,
