@@ -61,10 +61,17 @@ interface Wire {
 }
 
 /**
- * Asks the server, over a connection of its own that is closed afterwards in every case. It keeps no process alive.
- * @throws what pg says, or an error when there is no answer within `timeoutMillis`, or a pooler stands in between.
+ * Asks the server, over a connection of its own that is closed afterwards in every case. It keeps no process alive, so
+ * that whoever waits for it while the process may end has to abort it.
+ * @throws what pg says, or an error when there is no answer within `timeoutMillis`, when a pooler stands in between, or
+ * when it is aborted.
  */
-export async function readCapacity(config: pg.ClientConfig, timeoutMillis: number): Promise<Capacity> {
+export async function readCapacity(
+  config: pg.ClientConfig,
+  timeoutMillis: number,
+  signal?: AbortSignal,
+): Promise<Capacity> {
+  signal?.throwIfAborted()
   const client = new pg.Client({ ...config, connectionTimeoutMillis: 0 })
   const wire = client as unknown as Wire
   // What goes wrong is told by the promises below; pg may say it once more.
@@ -73,6 +80,7 @@ export async function readCapacity(config: pg.ClientConfig, timeoutMillis: numbe
   const late = new Promise<never>((_, reject) => {
     const error = new Error(`No answer within ${timeoutMillis} ms`)
     timer = setTimeout(reject, timeoutMillis, error).unref()
+    signal?.addEventListener('abort', () => reject(signal.reason), { once: true })
   })
   try {
     const asked = ask(client, wire)
@@ -155,16 +163,17 @@ export interface CapacityCheck {
   }
   readonly log: Pick<FastifyBaseLogger, 'warn' | 'debug'>
   readonly timeoutMillis: number
+  readonly signal?: AbortSignal
 }
 
 /** Asks the server, logs a warning where it has too few connections, and says what it has. Never throws. */
 export async function checkCapacity(check: CapacityCheck): Promise<Capacity | undefined> {
-  const { config, log, timeoutMillis } = check
+  const { config, log, timeoutMillis, signal } = check
   const { name, size, maxOverflow } = check.options
   const { count: processes, from } = processesOf(check.options.processes)
   const requestDb = { event: 'capacity', pool: name, processesFrom: from }
   try {
-    const capacity = await readCapacity(config, timeoutMillis)
+    const capacity = await readCapacity(config, timeoutMillis, signal)
     const warning = capacityWarning({ processes, size, maxOverflow, capacity })
     if (warning)
       log.warn({ requestDb: { ...requestDb, ...warning.fields } }, `request-db: pool "${name}": ${warning.message}`)
@@ -175,6 +184,7 @@ export async function checkCapacity(check: CapacityCheck): Promise<Capacity | un
       )
     return capacity
   } catch (error) {
+    if (signal?.aborted) return undefined
     const needed = neededBy({ processes, size, maxOverflow })
     // The first one of all was let in, and already the second is not: that is what the check is for.
     if (isServerFull(error as Error)) {

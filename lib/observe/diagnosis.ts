@@ -48,6 +48,7 @@ export class Diagnosis {
   #probing: Promise<void> | undefined
   #capacity: Capacity | undefined
   #checking: Promise<void> | undefined
+  readonly #ending = new AbortController()
 
   constructor(source: Source, log: FastifyBaseLogger) {
     this.#source = source
@@ -83,6 +84,7 @@ export class Diagnosis {
       options,
       log: this.#log,
       timeoutMillis: CHECK_WITHIN_MILLIS,
+      signal: this.#ending.signal,
     }).then((capacity) => {
       this.#capacity = capacity
     })
@@ -99,6 +101,7 @@ export class Diagnosis {
   async end(): Promise<void> {
     clearTimeout(this.#watch)
     this.#probe.end()
+    this.#ending.abort()
     await Promise.all([this.#probing, this.#checking])
   }
 

@@ -243,6 +243,29 @@ test('a process with nothing else to do does not stay for the answer', async (t)
   t.equal(code, 0)
 })
 
+test('a process that closes while it is asked ends in good order, and at once', async (t) => {
+  const proxy = await startProxy(t, database.connectionString)
+  proxy.trap({ from: 'client', type: 'Q', text: 'max_connections' }, 'swallow')
+  const index = fileURLToPath(new URL('../../lib/index.ts', import.meta.url))
+  const script = `import Fastify from 'fastify'
+    import requestDb from ${JSON.stringify(index)}
+    const app = Fastify()
+    await app.register(requestDb, { connectionString: ${JSON.stringify(proxy.connectionString)} })
+    await app.ready()
+    await app.db.ping()
+    await app.close()
+    console.log('closed')`
+  const child = spawn(process.execPath, ['--import=tsx', '--input-type=module', '-e', script], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+  t.teardown(() => void child.kill())
+  const said: string[] = []
+  child.stdout.on('data', (chunk) => said.push(String(chunk)))
+  const [code] = await once(child, 'close')
+  t.equal(code, 0)
+  t.equal(said.join(''), 'closed\n')
+})
+
 test('an app is warned at its first connection, once, and before any is refused', async (t) => {
   const log = captureLog()
   const app = await buildApp(
