@@ -34,6 +34,8 @@ export const files: readonly PageFile[] = [
   read('page', 'js'),
   read('history', 'js'),
   read('timeline', 'js'),
+  read('canvas', 'js'),
+  read('cursor', 'js'),
   read('tables', 'js'),
   read('words', 'js'),
   read('icon', 'svg'),

@@ -128,7 +128,20 @@ inBrowser('it can be used with the keyboard alone', async (t, browser) => {
   await page.keyboard.press('Enter')
   t.equal(await page.locator('#pause').textContent(), 'Pause')
   await eventually(async () => (await page.locator('#figures').textContent()) !== figures)
+  await page.locator('#lanes').focus()
+  const readout = page.locator('#readout')
+  await eventually(async () => {
+    for (const key of ['ArrowDown', 'ArrowDown', 'End', 'ArrowUp', 'ArrowUp']) {
+      await page.keyboard.press(key)
+      if (/^(500 ms|1(\.0)? s) ago, \d+: /.test((await readout.textContent()) ?? '')) return true
+    }
+    return false
+  })
+  for (const key of ['Home', 'ArrowUp', 'ArrowUp']) await page.keyboard.press(key)
+  t.match(await readout.textContent(), /^60 s ago, .+: nothing known$/, 'before the page was opened')
+  t.ok((await pixels(page, 'cursor', '#lanes li:nth-child(2)')) > 5, 'the place is marked')
   await page.locator('#report-list summary').first().focus()
+  t.match(await readout.textContent(), /^Point at a lane/)
   await page.keyboard.press('Enter')
   await page.locator('#report-list details[open] .inside', { hasText: 'Held by' }).waitFor()
 })

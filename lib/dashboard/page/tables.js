@@ -1,13 +1,9 @@
-import { duration, number } from './words.js'
+import { duration, number, set } from './words.js'
 
 /** Tables and reports. Whatever comes from the server goes in as text. Rows are kept and rewritten, never piled up. */
 
 const create = (name, className = '', text = '') =>
   Object.assign(document.createElement(name), { className, textContent: text })
-
-function set(element, text) {
-  if (element.textContent !== text) element.textContent = text
-}
 
 /** `cellsOf` returns the texts of a row's cells, the first of which names it. */
 export function fillTable(table, groups, cellsOf, decorate = () => {}) {

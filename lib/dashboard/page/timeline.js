@@ -1,10 +1,12 @@
-import { duration, number } from './words.js'
+import { fit, readColours } from './canvas.js'
+import { moved } from './cursor.js'
+import { duration, number, set } from './words.js'
 
 /** Draws the last minute: a lane for each connection, and the queue above them. */
 
 const SHOWN_MILLIS = 60_000
 const MOST_LANES = 200
-const HINT = 'Point at a lane to see who held it when.'
+const HINT = 'Point at a lane, or go to it with the arrow keys, to see who held it when.'
 
 export class Timeline {
   #list
@@ -17,6 +19,8 @@ export class Timeline {
   #skew = Number.POSITIVE_INFINITY
   #delay = 700
   #lastAt = 0
+  /** Where the keyboard is: a row, and how long ago. */
+  #cursor
 
   constructor(list, readout, history) {
     this.#list = list
@@ -32,6 +36,9 @@ export class Timeline {
     })
     list.addEventListener('pointermove', (event) => this.#point(event))
     list.addEventListener('pointerleave', () => this.#tell(HINT))
+    list.tabIndex = 0
+    list.addEventListener('keydown', (event) => this.#press(event))
+    list.addEventListener('blur', () => this.#moveTo(undefined))
   }
 
   update(update, isNew) {
@@ -64,6 +71,7 @@ export class Timeline {
     this.#drawQueue(this.#queue.canvas, right, cells)
     for (const [slot, { canvas }] of this.#rows.entries())
       this.#drawLane(canvas, this.#history.lanes[slot], right, cells)
+    if (this.#cursor !== undefined) this.#drawCursor(this.#cursor)
   }
 
   #resize({ pool, lanes }) {
@@ -71,6 +79,7 @@ export class Timeline {
     const rows = Math.min(MOST_LANES, slots)
     while (this.#rows.length < rows) this.#rows.push(this.#row('lane'))
     while (this.#rows.length > rows) this.#rows.pop().item.remove()
+    if (this.#cursor !== undefined && this.#cursor.row >= rows) this.#moveTo(undefined)
     this.#list.classList.toggle('dense', rows > 24)
   }
 
@@ -184,58 +193,48 @@ export class Timeline {
     context.fillRect(0, height - 1, width, 1)
   }
 
+  #drawCursor({ row, ago }) {
+    const { context, width, height } = fit(this.#rows[row].canvas)
+    if (context === null) return
+    context.fillStyle = this.#paint.cursor
+    context.fillRect(Math.round(width * (1 - ago / SHOWN_MILLIS)) - 1, 0, 3, height)
+  }
+
   #point({ target, offsetX }) {
     const row = target instanceof HTMLCanvasElement ? this.#rows.findIndex(({ canvas }) => canvas === target) : -1
-    if (row === -1) return this.#tell(HINT)
+    const text = row === -1 ? undefined : this.#read(row, SHOWN_MILLIS * (1 - offsetX / target.clientWidth))
+    this.#tell(text ?? HINT)
+  }
+
+  #press(event) {
+    const cursor = moved(this.#cursor, event, { rows: this.#rows.length, millis: SHOWN_MILLIS })
+    if (cursor === undefined) return
+    event.preventDefault()
+    this.#moveTo(cursor)
+  }
+
+  #moveTo(cursor) {
+    this.#cursor = cursor
+    this.#tell(cursor === undefined ? HINT : (this.#read(cursor.row, cursor.ago) ?? this.#unknown(cursor)))
+    this.draw()
+  }
+
+  /** Who had this connection then; undefined where nothing is known of it. */
+  #read(row, ago) {
     const { cellMillis, lanes } = this.#history
-    const ago = SHOWN_MILLIS * (1 - offsetX / target.clientWidth)
     const cell = Math.floor((performance.now() - this.#skew - this.#delay - ago) / cellMillis)
-    if (!lanes[row]?.isKnown(cell)) return this.#tell(HINT)
+    if (!lanes[row]?.isKnown(cell)) return undefined
     const { busy, idle, who } = lanes[row].read(cell)
     const name = this.#history.nameOf(who)
     const use = busy + idle === 0 ? 'free' : `${busy} % busy, ${idle} % idle in transaction`
-    this.#tell(`${duration(ago)} ago, ${this.#rows[row].label.textContent}: ${name === '' ? '' : `${name}, `}${use}`)
+    return `${duration(ago)} ago, ${this.#rows[row].label.textContent}: ${name === '' ? '' : `${name}, `}${use}`
+  }
+
+  #unknown({ row, ago }) {
+    return `${duration(ago)} ago, ${this.#rows[row].label.textContent}: nothing known`
   }
 
   #tell(text) {
     set(this.#readout, text)
   }
-}
-
-function set(element, text) {
-  if (element.textContent !== text) element.textContent = text
-}
-
-/** Gives the canvas as many pixels as the screen has for it. */
-function fit(canvas) {
-  const ratio = Math.min(2, devicePixelRatio)
-  const width = Math.round(canvas.clientWidth * ratio)
-  const height = Math.round(canvas.clientHeight * ratio)
-  if (width === 0 || height === 0) return { context: null }
-  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height })
-  return { context: canvas.getContext('2d'), width, height }
-}
-
-function readColours() {
-  const style = getComputedStyle(document.documentElement)
-  const colour = (name) => style.getPropertyValue(`--${name}`).trim()
-  const names = ['track', 'busy', 'idle', 'grid', 'waiting']
-  const colours = Object.fromEntries(names.map((name) => [name, colour(name)]))
-  return { ...colours, hatch: hatchOf(colour('hatch')) }
-}
-
-/** Slanted lines: idle in transaction can be told from busy without colours. */
-function hatchOf(colour) {
-  const size = Math.round(8 * Math.min(2, devicePixelRatio))
-  const tile = Object.assign(document.createElement('canvas'), { width: size, height: size })
-  const context = tile.getContext('2d')
-  context.strokeStyle = colour
-  context.lineWidth = size / 5
-  context.beginPath()
-  for (const from of [-size, 0, size]) {
-    context.moveTo(from - 2, size + 2)
-    context.lineTo(from + size + 2, -2)
-  }
-  context.stroke()
-  return context.createPattern(tile, 'repeat')
 }

@@ -59,3 +59,8 @@ export function judge(update, { refused, refusedNow, failed }) {
   }
   return { level: 'calm', word: 'Room to spare', sentence: `${use}, ${wait}.` }
 }
+
+/** Changes a text only where it is another one, which spares the browser a layout. */
+export function set(element, text) {
+  if (element.textContent !== text) element.textContent = text
+}
