@@ -140,11 +140,14 @@ function leak(facts: Facts): Verdict | undefined {
   const { leakDetectionMillis, timeoutMillis, snapshot } = facts
   const limit = leakDetectionMillis || Math.max(3 * timeoutMillis, 1000)
   const returned = new Set(facts.recent.routes.map(labelOf))
+  // Whoever others wait for may be slow and no more: their locks are the cause then.
+  const blockers = new Set(facts.server?.backends.flatMap(({ blockedBy }) => blockedBy))
   const isLeaked = (holder: HolderSnapshot) => {
     const isQuiet = holder.state === 'idle'
     const isAnswered = isQuiet && holder.answeredMillis !== undefined && holder.answeredMillis > ANSWERED_MILLIS
     const isForgotten = isQuiet && holder.stateMillis > limit && !returned.has(ownerOf(holder))
-    return isAnswered || isForgotten || (isQuiet && holder.stateMillis > 3 * limit)
+    const isLost = isForgotten || (isQuiet && holder.stateMillis > 3 * limit)
+    return isAnswered || (isLost && !blockers.has(holder.pid))
   }
   const leaked = snapshot.holders.filter(isLeaked)
   if (leaked.length === 0 || leaked.length < capacityOf(facts) * SHARE) return undefined
