@@ -71,10 +71,10 @@ const plugin: FastifyPluginAsync<RequestDbOptions> = fp(requestDb, { fastify: '^
 
 export type { Database } from './database.ts'
 export type { RequestDbError } from './errors.ts'
+export type { Cause, Verdict } from './observe/cause.ts'
 export { type Events, listen } from './observe/channels.ts'
 export type { HolderGroup, Report, WaiterGroup } from './observe/report.ts'
 export type { HolderSnapshot, ObservedPool, Snapshot, Totals, WaiterSnapshot, Who } from './observe/snapshot.ts'
-export type { Cause, Verdict } from './observe/verdict.ts'
 export type {
   CommitOn,
   Echo,

@@ -1,6 +1,9 @@
+import { IncomingMessage } from 'node:http'
+import { Http2ServerRequest } from 'node:http2'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { SessionEnded } from './errors.ts'
-import { enterNewOrigin, enterOrigin, isTracked, isTrackedFully, type Origin } from './observe/origin.ts'
+import { currentOrigin, enterOrigin, isInside, isTracked, isTrackedFully, Origin, runInside } from './observe/origin.ts'
+import type { Who } from './observe/snapshot.ts'
 import type { EffectiveOptions } from './options.ts'
 import type { Pool } from './pool/pool.ts'
 import {
@@ -55,7 +58,7 @@ export class Lifecycle {
     }
     const made = new RequestSession(this.#pool, this.#options, request, reply, this.slots)
     if (isTracked()) {
-      const origin = (slots[this.slots.origin] as Origin | null) ?? enterNewOrigin(made.who)
+      const origin = (slots[this.slots.origin] as Origin | null) ?? originOf(request, made.who)
       enterOrigin(origin)
       made.origin = origin
       slots[this.slots.origin] = origin
@@ -70,13 +73,12 @@ export class Lifecycle {
     const slots = request as unknown as Slotted
     slots[this.slots.reply] = reply
     if (isTrackedFully()) {
-      slots[this.slots.origin] = enterNewOrigin({
-        method: request.method,
-        route: request.routeOptions.url ?? '',
-        requestId: request.id,
-      })
-    }
-    done()
+      const { method, routeOptions, id: requestId } = request
+      const origin = originOf(request, { method, route: routeOptions.url ?? '', requestId })
+      slots[this.slots.origin] = origin
+      runInside(origin, done)
+    } else if (isTracked() && isInside() && !isInjected(request)) runInside(undefined, done)
+    else done()
   }
 
   /** At the head of all onSend hooks: sees the payload before one of them turns it into something else. */
@@ -111,4 +113,13 @@ export class Lifecycle {
     const ended = (slots[this.slots.session] as RequestSession | null)?.respond()
     return ended === undefined ? done() : ended
   }
+}
+
+// Only an injected request has a caller here. What one that comes over a socket finds is the mark of the one before it.
+const isInjected = ({ raw }: { readonly raw: object }): boolean =>
+  !(raw instanceof IncomingMessage || raw instanceof Http2ServerRequest)
+
+function originOf(request: FastifyRequest, who: Who): Origin {
+  const outer = isInjected(request) ? currentOrigin() : undefined
+  return new Origin(who, outer?.answeredAt === 0 ? outer : undefined)
 }

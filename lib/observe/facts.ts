@@ -1,5 +1,5 @@
 import type { Capacity } from './capacity.ts'
-import type { Snapshot } from './snapshot.ts'
+import type { HolderSnapshot, Snapshot } from './snapshot.ts'
 
 /** What a route did with its connections of late. */
 export interface RouteUse {
@@ -10,6 +10,16 @@ export interface RouteUse {
   readonly heldMillis: number
   readonly busyMillis: number
   readonly statements: number
+}
+
+/** What came back of late. */
+export interface Lately {
+  readonly routes: readonly RouteUse[]
+  readonly refused: number
+  /** The time all of this is of. */
+  readonly millis: number
+  /** The longest that a session of each route held a connection and gave it back, where that was long. */
+  readonly longestMillis: ReadonlyMap<string, number>
 }
 
 /** A backend that is of interest, as the server sees it. */
@@ -30,6 +40,12 @@ export interface ServerView {
   readonly backends: readonly BackendView[]
   readonly error: Error | undefined
 }
+export interface AgedView extends ServerView {
+  /** Who held the connections then. */
+  readonly holders: readonly HolderSnapshot[]
+  /** Since it was asked. What has begun later, the view knows nothing of. */
+  readonly agoMillis: number
+}
 
 /** All that a verdict is made from. Durations in milliseconds. */
 export interface Facts {
@@ -44,7 +60,11 @@ export interface Facts {
   readonly cause: Error | undefined
   /** The last attempt to open one, if it failed, and how long ago. */
   readonly failedConnect: { readonly error: Error; readonly agoMillis: number } | undefined
-  readonly recent: { readonly routes: readonly RouteUse[]; readonly refused: number; readonly millis: number }
-  readonly server: ServerView | undefined
+  readonly recent: Lately
+  readonly server: AgedView | undefined
+  /** Since the server last answered anything on a connection of the pool. */
+  readonly answeredMillis: number
+  /** Backends held by requests of which it is known which other sessions they open. */
+  readonly followed: ReadonlySet<number>
   readonly capacity: Capacity | undefined
 }

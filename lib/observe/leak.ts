@@ -2,6 +2,7 @@ import type { FastifyBaseLogger } from 'fastify'
 import * as channels from './channels.ts'
 import { type CallSite, type Origin, openerOf } from './origin.ts'
 import type { ObservedPool, Who } from './snapshot.ts'
+import { labelOf } from './words.ts'
 
 /** A connection in somebody's hands, as far as this matters here. */
 interface Held {
@@ -66,5 +67,3 @@ export class LeakWatch {
     }
   }
 }
-
-const labelOf = ({ method, route }: Who): string => `${method} ${route}`.trim()

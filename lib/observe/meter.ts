@@ -1,6 +1,6 @@
+import type { Cause } from './cause.ts'
 import { listen } from './channels.ts'
 import type { ObservedPool, Snapshot } from './snapshot.ts'
-import type { Cause } from './verdict.ts'
 
 /** What both exporters measure, under the names of OpenTelemetry's conventions for database clients. */
 interface Instrument {

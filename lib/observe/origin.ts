@@ -22,7 +22,7 @@ export function openerOf(who: Who, origin: Origin | undefined): Who | undefined 
   return { ...origin.who }
 }
 
-const storage = new AsyncLocalStorage<Origin>()
+const storage = new AsyncLocalStorage<Origin | undefined>()
 
 // Up to Node 22 a store makes every promise of the process dearer, so it is not begun without need.
 const isStoreFree = Number.parseInt(process.versions.node, 10) >= 24
@@ -44,13 +44,11 @@ export function enterOrigin(origin: Origin): void {
   if (storage.getStore() !== origin) storage.enterWith(origin)
 }
 
-/** As `enterOrigin`, for a request that is not known yet. */
-export function enterNewOrigin(who: Who): Origin {
-  const outer = storage.getStore()
-  const origin = new Origin(who, outer?.answeredAt === 0 ? outer : undefined)
-  storage.enterWith(origin)
-  return origin
-}
+/** Whether what runs belongs to a request, by right or because another one has left its mark on the socket. */
+export const isInside = (): boolean => storage.getStore() !== undefined
+
+/** Runs the rest of a request as its own. */
+export const runInside = (origin: Origin | undefined, run: () => void): void => storage.run(origin, run)
 
 const FRAMES = 40
 const OWN = [new URL('..', import.meta.url).href, fileURLToPath(new URL('..', import.meta.url))]

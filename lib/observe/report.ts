@@ -1,6 +1,8 @@
+import type { Verdict } from './cause.ts'
 import type { Facts } from './facts.ts'
 import type { HolderSnapshot, Who } from './snapshot.ts'
-import { diagnose, labelOf, seconds, type Verdict } from './verdict.ts'
+import { diagnose } from './verdict.ts'
+import { labelOf, seconds } from './words.ts'
 
 /** Sessions of one route, of those that hold a connection. Durations in milliseconds. */
 export interface HolderGroup {
@@ -119,8 +121,10 @@ export function sentenceOf(report: Report): string {
   const more = holders.length > MOST_GROUPS ? ` and ${holders.length - MOST_GROUPS} more` : ''
   const by = held.length > 0 ? `held by ${held.join(', ')}${more}` : 'held by nobody'
   const why = verdict === undefined ? 'the server is shutting down' : `verdict ${verdict.cause}: ${verdict.sentence}`
-  const what = report.code === 'FST_REQUEST_DB_CONNECTION_LOST' ? 'a connection was lost of' : 'no connection from'
-  return `request-db: ${what} pool "${pool}" of size ${size} overflow ${maxOverflow}: ${waiting} waiting; ${by}; ${why}`
+  const name = `pool "${pool}" of size ${size} overflow ${maxOverflow}`
+  const what =
+    report.code === 'FST_REQUEST_DB_CONNECTION_LOST' ? `${name} lost a connection` : `no connection from ${name}`
+  return `request-db: ${what}: ${waiting} waiting; ${by}; ${why}`
 }
 
 function shorten(text: string): string {

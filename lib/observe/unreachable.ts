@@ -1,6 +1,16 @@
 /** Of an attempt to open a connection that failed. */
 export interface Reason {
-  readonly kind: 'refused' | 'dns' | 'silent' | 'starting' | 'credentials' | 'database' | 'tls' | 'lost' | 'other'
+  readonly kind:
+    | 'refused'
+    | 'dns'
+    | 'silent'
+    | 'starting'
+    | 'credentials'
+    | 'database'
+    | 'tls'
+    | 'idle-timeout'
+    | 'lost'
+    | 'other'
   /** For a person: what happened, and what to do about it. */
   readonly sentence: string
 }
@@ -8,6 +18,13 @@ export interface Reason {
 /** `too_many_connections`: of the server, the database or the role. */
 export function isServerFull(error: Error): boolean {
   return codeOf(error) === '53300'
+}
+
+/** Whose limit it was. The server's text may be in any language, the names of its functions are not. */
+export function fullOf(error: Error): 'role' | 'database' | 'server' {
+  const { routine } = error as { routine?: string }
+  if (routine === 'InitializeSessionUserId') return 'role'
+  return routine === 'CheckMyDatabase' ? 'database' : 'server'
 }
 
 const codeOf = (error: unknown): string => String((error as { code?: unknown } | undefined)?.code ?? '')
@@ -37,8 +54,14 @@ const KINDS: readonly [Reason['kind'], RegExp, string][] = [
   ['database', /^3D000$/, 'the database does not exist on this server: check its name in the connection string'],
   ['tls', /CERT|TLS|SSL|SIGNATURE/, 'TLS could not be agreed on: check the certificate and the option connection.ssl'],
   [
+    'idle-timeout',
+    /^25P03$/,
+    'the server ended it because its transaction was idle for longer than idle_in_transaction_session_timeout: do slow work ' +
+      'before the first statement, or await request.db.commit() before it',
+  ],
+  [
     'lost',
-    /^(ECONNRESET|EPIPE|08\w{3}|57P0\w|25P0[34])$/,
+    /^(ECONNRESET|EPIPE|08\w{3}|57P0\w|25P04)$/,
     'the connection was cut: by a restart, an administrator, a time limit of the server, a failover or something in between',
   ],
 ]
@@ -52,12 +75,17 @@ const TEXTS: readonly [Reason['kind'], RegExp][] = [
   ['lost', /terminated|reset|closed|ended/i],
 ]
 
-/** What an error that comes from connecting, or from a connection's loss, means. */
-export function reasonOf(error: Error): Reason {
+/** What an error that comes from connecting means, or, if `isLost`, from the loss of a connection that was open. */
+export function reasonOf(error: Error, isLost = false): Reason {
   const code = codeOf(error)
   const byCode = KINDS.find(([, pattern]) => pattern.test(code))
   const byText = TEXTS.find(([, pattern]) => pattern.test(error.message))
   const kind = byCode?.[0] ?? byText?.[0] ?? 'other'
-  const what = byCode?.[2] ?? KINDS.find(([one]) => one === kind)?.[2] ?? `the attempt failed: ${error.message}`
-  return { kind, sentence: `PostgreSQL cannot be reached: ${what}${code === '' ? '' : ` (${code})`}` }
+  const what = KINDS.find(([one]) => one === kind)?.[2] ?? `the attempt failed: ${error.message}`
+  const isCut = kind === 'lost' && !isLost
+  const start = isLost ? 'A connection to PostgreSQL was lost' : 'PostgreSQL cannot be reached'
+  const sentence = isCut
+    ? 'whatever listens at its address hangs up at once: is it PostgreSQL, or on its way down?'
+    : what
+  return { kind, sentence: `${start}: ${sentence}${code === '' ? '' : ` (${code})`}` }
 }

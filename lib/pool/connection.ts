@@ -31,6 +31,20 @@ interface Client extends Omit<pg.Client, 'pipeline' | 'connection' | 'ssl'> {
 
 const ignore = () => {}
 
+/** Who is told what a borrower does with the raw client. */
+export interface RawUser {
+  asked(text: string): void
+  /** The server has answered all of it. */
+  answered(): void
+}
+
+// A text, a query of pg's, or something that brings one along, such as a cursor.
+function textOf(query: unknown): string {
+  const { text, cursor } = (query ?? {}) as { text?: unknown; cursor?: { text?: unknown } }
+  const [found] = [query, text, cursor?.text].filter((value) => typeof value === 'string')
+  return (found as string | undefined) ?? '(raw client)'
+}
+
 // How long the server may take to answer a goodbye before the socket is cut.
 const GOODBYE_MILLIS = 500
 
@@ -123,7 +137,7 @@ export class Connection {
   #sent: Flight[] = []
   readonly #target: FlightTarget
   // While lent out, ReadyForQuerys belong to the borrower's statements, up to the one that pg tells our flight of.
-  #lend: object | undefined
+  #lend: { readonly user: RawUser; unanswered: number } | undefined
   #lent: 'no' | 'lent' | 'returning' | 'returned' = 'no'
 
   /** Opens one. `done` is called exactly once, never before this returns; what is returned gives the attempt up. */
@@ -250,10 +264,10 @@ export class Connection {
    * The raw client for somebody who drives it alone: out of pipeline mode, in which pg refuses cursors and COPY.
    * Switched only while nothing is under way, else rows would reach the wrong query.
    */
-  lend(): pg.Client {
+  lend(user: RawUser): pg.Client {
     this.#lent = 'lent'
     this.#client.pipeline = false
-    const lend = {}
+    const lend = { user, unanswered: 0 }
     this.#lend = lend
     const isLent = () => this.#lent === 'lent' && this.#lend === lend
     // A borrower that keeps the client must not write between the statements of the connection's next user.
@@ -263,7 +277,11 @@ export class Connection {
         if (typeof value !== 'function') return value
         return (...args: unknown[]) => {
           if (!isLent()) throw new NestedConflict('withClient(fn) is over: await what uses its client inside of fn')
-          return value.apply(client, args)
+          if (name !== 'query') return value.apply(client, args)
+          const asked: unknown = value.apply(client, args)
+          lend.unanswered++
+          user.asked(textOf(args[0]))
+          return asked
         }
       },
     })
@@ -307,7 +325,10 @@ export class Connection {
   }
 
   #ready(status: TransactionStatus): void {
-    if (this.#lent === 'lent' || this.#lent === 'returning') return
+    if (this.#lent === 'lent' || this.#lent === 'returning') {
+      if (this.#lend !== undefined && --this.#lend.unanswered <= 0) this.#lend.user.answered()
+      return
+    }
     if (this.#lent === 'returned') {
       this.#lent = 'no'
       this.#client.pipeline = true

@@ -1,6 +1,6 @@
 import type { FastifyBaseLogger } from 'fastify'
 import * as channels from '../observe/channels.ts'
-import type { RouteUse } from '../observe/facts.ts'
+import type { Lately } from '../observe/facts.ts'
 import { LeakWatch } from '../observe/leak.ts'
 import { CallSite, currentOrigin, isTracked, isTrackedFully, Origin, openerOf } from '../observe/origin.ts'
 import type { HolderSnapshot, ObservedPool, Totals, WaiterSnapshot, Who } from '../observe/snapshot.ts'
@@ -47,6 +47,8 @@ export class Holding {
   #statements = 0
   #lastStatement: string | undefined
   inTransaction = false
+  /** Its session has ended, or is about to: it comes back without anybody's help. */
+  isEnding = false
 
   constructor(party: Party, pid: number, waitedMillis = 0, callSite?: CallSite) {
     this.party = party
@@ -74,6 +76,11 @@ export class Holding {
   /** Since when the server has been waiting for the app. */
   get idleSince(): number {
     return this.#idleSince
+  }
+
+  /** When the server last answered something; 0 when it has not yet. */
+  get answeredAt(): number {
+    return this.#idleSince === this.#since ? 0 : this.#idleSince
   }
 
   /** `statements` of the app leave for the server. */
@@ -169,6 +176,8 @@ export class Ledger {
   // The usual time between two check-ins, for Retry-After: a moving average over about ten.
   #gapMillis = 0
   #lastCheckIn = 0
+  // Of what is given back, and of connections that were opened.
+  #answeredAt = 0
   /** The last attempt to open a connection, if it failed. */
   failedConnect: { error: Error; at: number } | undefined
 
@@ -232,6 +241,7 @@ export class Ledger {
       this.#gapMillis = this.#gapMillis === 0 ? gap : this.#gapMillis * 0.9 + gap * 0.1
     }
     this.#lastCheckIn = at
+    this.#answeredAt = Math.max(this.#answeredAt, holding.answeredAt)
     const { who, party, statements, pid } = holding
     const heldMillis = holding.heldMillis(at)
     const busyMillis = holding.busyMillis(at)
@@ -250,6 +260,7 @@ export class Ledger {
   opened(pid: number, millis: number): void {
     this.totals.opened++
     this.failedConnect = undefined
+    this.#answeredAt = now()
     if (channels.connect.hasSubscribers) {
       channels.connect.publish({ pool: this.#pool, log: this.#log, pid, millis, error: undefined })
     }
@@ -275,9 +286,19 @@ export class Ledger {
     }
   }
 
-  /** Connections that the request of `party` holds already. */
+  /** When the server last answered anything (monotonic). */
+  answeredAt(): number {
+    return Array.from(this.holdings).reduce((at, holding) => Math.max(at, holding.answeredAt), this.#answeredAt)
+  }
+
+  /** Backends held by requests of which it is known which other sessions they open. */
+  followed(): Set<number> {
+    return new Set(Array.from(this.holdings).flatMap(({ party, pid }) => (party.origin === undefined ? [] : pid)))
+  }
+
+  /** Connections that the request of `party` holds already, and that will not come back by themselves. */
   heldBy(party: Party): Holding[] {
-    return Array.from(this.holdings).filter((holding) => isSameRequest(holding.party, party))
+    return Array.from(this.holdings).filter((holding) => !holding.isEnding && isSameRequest(holding.party, party))
   }
 
   /** Seconds until the queue of `waiting` has probably been served, from 1 to 60. */
@@ -285,7 +306,7 @@ export class Ledger {
     return Math.min(60, Math.max(1, Math.ceil((waiting * this.#gapMillis) / 1000)))
   }
 
-  recent(): { routes: RouteUse[]; refused: number; millis: number } {
+  recent(): Lately {
     return this.#recent.read(now())
   }
 

@@ -1,5 +1,6 @@
-import type { RouteUse } from '../observe/facts.ts'
+import type { Lately, RouteUse } from '../observe/facts.ts'
 import type { Who } from '../observe/snapshot.ts'
+import { labelOf } from '../observe/words.ts'
 
 class Sums implements RouteUse {
   readonly method: string
@@ -21,6 +22,10 @@ class Window {
   refused = 0
 }
 
+// Shorter holds are not worth remembering for longer than a window.
+const LONG_MILLIS = 500
+const MOST_REMEMBERED = 500
+
 /** What the routes did with their connections of late: one to two windows of time, in sums that cost next to nothing. */
 export class Recent {
   readonly #windowMillis: number
@@ -28,6 +33,7 @@ export class Recent {
   #before = new Window()
   #since: number
   #beforeSince: number
+  readonly #longest = new Map<string, number>()
 
   constructor(windowMillis: number, at: number) {
     this.#windowMillis = windowMillis
@@ -48,6 +54,13 @@ export class Recent {
     sums.heldMillis += heldMillis * share
     sums.busyMillis += busyMillis * share
     sums.statements += statements
+    if (heldMillis >= LONG_MILLIS) this.#remember(who, heldMillis)
+  }
+
+  #remember(who: Who, heldMillis: number): void {
+    const key = labelOf(who)
+    if (this.#longest.size >= MOST_REMEMBERED) this.#longest.clear()
+    this.#longest.set(key, Math.max(heldMillis, this.#longest.get(key) ?? 0))
   }
 
   /** A session was refused. */
@@ -56,8 +69,8 @@ export class Recent {
     this.#current.refused++
   }
 
-  /** The sums by route, and the time they are of. */
-  read(at: number): { routes: RouteUse[]; refused: number; millis: number } {
+  /** The sums by route. */
+  read(at: number): Lately {
     this.#turn(at)
     const routes = new Map<string, Sums>()
     for (const window of [this.#before, this.#current]) {
@@ -72,7 +85,8 @@ export class Recent {
       }
     }
     const refused = this.#before.refused + this.#current.refused
-    return { routes: [...routes.values()], refused, millis: Math.max(1, at - this.#beforeSince) }
+    const millis = Math.max(1, at - this.#beforeSince)
+    return { routes: [...routes.values()], refused, millis, longestMillis: this.#longest }
   }
 
   #turn(at: number): void {

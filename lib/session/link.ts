@@ -200,6 +200,11 @@ export class Link implements Borrower, FlightListener {
 
   // Ending
 
+  /** The session is over: what it holds comes back without anybody's help. */
+  over(): void {
+    if (this.#loan !== undefined) this.#loan.holding.isEnding = true
+  }
+
   /** Nothing more will be sent: gives up waiting for a connection, refuses what waited with it. */
   leaveQueue(reason: () => RequestDbError): void {
     this.#hasLeft = true
@@ -336,10 +341,15 @@ export class Link implements Borrower, FlightListener {
     const loan = this.#loan as Loan
     this.#underWay++
     this.#isLent = true
-    loan.holding.busy(1, '(raw client)')
+    const { holding } = loan
     try {
       try {
-        return await fn(loan.connection.lend())
+        return await fn(
+          loan.connection.lend({
+            asked: (text) => holding.busy(1, text),
+            answered: () => holding.idle(),
+          }),
+        )
       } finally {
         await this.#takeBack(loan)
       }

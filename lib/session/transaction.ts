@@ -348,6 +348,7 @@ export class UnitOfWork implements LinkOwner {
     }
     this.#ended = why
     this.#outcome = outcome
+    this.#link.over()
     this.#scopes.refuseAll(() => this.#endedError())
     if (this.#isUntouched) return undefined
     const isCalm = outcome === 'commit' && this.#isCalm

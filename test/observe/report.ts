@@ -51,5 +51,5 @@ test('a pool of which nobody holds anything, and one that closes', async (t) => 
   t.equal(closed.verdict, undefined)
   t.match(sentenceOf(closed), /; the server is shutting down$/)
   const lost = makeReport(facts({}, { code: 'FST_REQUEST_DB_CONNECTION_LOST', cause: new Error('terminated') }))
-  t.match(sentenceOf(lost), /^request-db: a connection was lost of pool "db"/)
+  t.match(sentenceOf(lost), /^request-db: pool "db" of size 4 overflow 0 lost a connection: /)
 })

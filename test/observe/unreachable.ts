@@ -1,4 +1,4 @@
-import { isServerFull, reasonOf } from '../../lib/observe/unreachable.ts'
+import { fullOf, isServerFull, reasonOf } from '../../lib/observe/unreachable.ts'
 import { test } from '../support/test.ts'
 
 /* What the errors of sockets, of PostgreSQL and of pg mean. */
@@ -22,7 +22,7 @@ test('errors with a code are told by it, whatever their text', async (t) => {
     ['ECONNRESET', 'lost'],
     ['57P01', 'lost'],
     ['57P05', 'lost'],
-    ['25P03', 'lost'],
+    ['25P03', 'idle-timeout'],
     ['08006', 'lost'],
     ['XX000', 'other'],
   ]
@@ -45,6 +45,19 @@ test('those of pg and of ours, which bear none, are told by their text', async (
   ]
   for (const [text, kind] of kinds) t.equal(reasonOf(new Error(text)).kind, kind, text)
   t.match(reasonOf(new Error('something new')).sentence, /the attempt failed: something new$/)
+})
+
+test('what is said of a connection that was open is not that the server cannot be reached', async (t) => {
+  t.match(reasonOf(coded('57P01'), true).sentence, /^A connection to PostgreSQL was lost: the connection was cut: /)
+  t.match(reasonOf(coded('ECONNRESET')).sentence, /cannot be reached: whatever listens at its address hangs up at once/)
+  t.match(reasonOf(coded('25P03'), true).sentence, /idle_in_transaction_session_timeout: do slow work before/)
+})
+
+test('whose limit on connections is reached is told in any language', async (t) => {
+  const full = (routine: string) => fullOf(Object.assign(coded('53300', 'zu viele'), { routine }))
+  t.equal(full('InitializeSessionUserId'), 'role')
+  t.equal(full('CheckMyDatabase'), 'database')
+  t.equal(full('InitProcess'), 'server')
 })
 
 test('only 53300 says that the server is full', async (t) => {

@@ -10,6 +10,8 @@ import { startProxy } from '../support/proxy.ts'
 import { NOTES } from '../support/schema.ts'
 import { type Test, t } from '../support/test.ts'
 
+const NOBODY = { asked() {}, answered() {} }
+
 const database = await createDatabase(t, { sql: NOTES })
 
 async function setUp(t: Test) {
@@ -209,7 +211,7 @@ t.test('dies once, however many errors pg reports', async (t) => {
 
 t.test('is lent as pg’s own client, and taken back with the server’s word', async (t) => {
   const { connection } = await setUp(t)
-  const client = connection.lend()
+  const client = connection.lend(NOBODY)
   t.ok(client instanceof pg.Client)
   t.match((await client.query('select 1 as a; select 2 as b')) as unknown, [{ rows: [{ a: 1 }] }, { rows: [{ b: 2 }] }])
   await client.query('begin')
@@ -227,7 +229,7 @@ t.test('what the borrower left under way comes first, failed or not', async (t) 
     { text: 'select nonsense', outcome: '42703', status: 'E' },
     { text: 'rollback', outcome: 'ROLLBACK', status: 'I' },
   ]) {
-    const client = connection.lend()
+    const client = connection.lend(NOBODY)
     const left = client.query(text).then(
       ({ command }) => command,
       ({ code }) => code,
@@ -245,7 +247,7 @@ t.test('what the borrower left under way comes first, failed or not', async (t) 
 
 t.test('a connection that dies while it is lent is not taken back', async (t) => {
   const { connection, deaths } = await setUp(t)
-  const client = connection.lend()
+  const client = connection.lend(NOBODY)
   await t.rejects(client.query('select pg_terminate_backend(pg_backend_pid()), pg_sleep(5)'))
   await eventually(() => deaths.length === 1)
   t.equal(await takeBack(connection), undefined)

@@ -18,6 +18,7 @@ t.test('sums are kept by route and method', async (t) => {
       ],
       refused: 1,
       millis: 500,
+      longestMillis: new Map(),
     },
   )
 })
@@ -35,7 +36,14 @@ t.test('what is older than two windows is forgotten', async (t) => {
     recent.read(2600).routes.map(({ route }) => route),
     ['/b'],
   )
-  t.strictSame(recent.read(9000), { routes: [], refused: 0, millis: 1 })
+  t.strictSame(recent.read(9000), { routes: [], refused: 0, millis: 1, longestMillis: new Map() })
+})
+
+t.test('the longest hold of a route is kept for longer, where it was long', async (t) => {
+  const recent = new Recent(1000, 0)
+  for (const millis of [900, 3000, 1000]) recent.add(who('/a'), millis, 0, 1, 500)
+  recent.add(who('/b'), 20, 0, 1, 500)
+  t.strictSame([...recent.read(90_000).longestMillis], [['GET /a', 3000]])
 })
 
 t.test('of a hold that was longer than two windows, two windows count', async (t) => {

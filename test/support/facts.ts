@@ -1,4 +1,4 @@
-import type { BackendView, Facts, RouteUse } from '../../lib/observe/facts.ts'
+import type { BackendView, Facts, Lately, RouteUse } from '../../lib/observe/facts.ts'
 import type { HolderSnapshot, Snapshot, Totals, WaiterSnapshot } from '../../lib/observe/snapshot.ts'
 
 const TOTALS = {} as Totals
@@ -45,6 +45,13 @@ export const use = (route: string, count: number, heldMillis: number, busyMillis
   statements: count,
 })
 
+export const lately = (routes: RouteUse[] = [], refused = 3, longest: Record<string, number> = {}): Lately => ({
+  routes,
+  refused,
+  millis: 10_000,
+  longestMillis: new Map(Object.entries(longest)),
+})
+
 /** A backend as the server sees it. */
 export const backend = (pid: number, blockedBy: number[] = [], more: Partial<BackendView> = {}): BackendView => ({
   pid,
@@ -86,8 +93,10 @@ export function facts(
     connecting: [],
     cause: undefined,
     failedConnect: undefined,
-    recent: { routes: [], refused: 0, millis: 10_000 },
+    recent: lately(),
     server: undefined,
+    answeredMillis: 0,
+    followed: new Set(),
     capacity: undefined,
     ...more,
   }
