@@ -25,7 +25,11 @@ export async function isGone(database: Database, pid: number): Promise<boolean> 
   return !(await database.backends()).some((backend) => backend.pid === pid)
 }
 
-/** The first word of each statement since `clear()`, flight by flight: `[['BEGIN', 'INSERT'], ['COMMIT']]`. A ping is `[]`. */
+/**
+ * The first word of each statement since `clear()`, flight by flight: `[['BEGIN', 'INSERT'], ['COMMIT']]`. A ping is `[]`.
+ * What a report asks the server, over a connection of its own, is left out.
+ */
 export function verbs(proxy: PostgresProxy): string[][] {
-  return proxy.statements().map((flight) => flight.map((text) => text.split(' ')[0]!.toUpperCase()))
+  const sessions = proxy.statements().filter(([text]) => !text?.includes('pg_blocking_pids'))
+  return sessions.map((flight) => flight.map((text) => text.split(' ')[0]!.toUpperCase()))
 }
