@@ -156,7 +156,8 @@ export class Queue<T> {
     this.#timer = setTimeout(
       // One turn of the event loop before the verdict: a connection may have come back while the app computed.
       () => setImmediate(() => this.#expire()),
-      Math.ceil(head.since + this.#timeoutMillis - now()),
+      // It may be late already. Node warns of a time that is past.
+      Math.max(0, Math.ceil(head.since + this.#timeoutMillis - now())),
     )
   }
 

@@ -225,3 +225,25 @@ t.test('ten thousand waiters are served, and leave from the middle, in no time',
   t.strictSame(happened().slice(1, 4), ['0', '2', '4'])
   t.equal(queue.waiting, 0)
 })
+
+t.test('whoever is late already when the next one is looked at is refused, with no timer into the past', async (t) => {
+  const { queue, enter, happened } = setUp({ timeoutMillis: 20 })
+  enter('holder')
+  const first = enter('first')
+  const since = now()
+  while (now() - since < 10);
+  enter('second')
+  happened()
+  const timers = t.capture(globalThis, 'setTimeout', setTimeout)
+  first.refused = () => {
+    // What a refusal sets off takes its time.
+    const began = now()
+    while (now() - began < 60);
+  }
+  await eventually(() => queue.waiting === 0)
+  t.strictSame(happened(), [['second', 'timeout']])
+  t.strictSame(
+    timers().filter(({ args }) => Number(args[1]) < 0),
+    [],
+  )
+})
