@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { open, readFile, writeFile } from 'node:fs/promises'
 import { createServer } from 'node:net'
-import { join, resolve } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Cluster, ensureCluster } from './postgres/cluster.ts'
 import { findHome, type Home } from './postgres/home.ts'
@@ -22,6 +22,8 @@ export interface Postgres {
   readonly connectionString: string
   readonly port: number
   readonly pid: number
+  /** Where its data and, where they had to be copied, its programs are: `folder`, unless its user may not enter that. */
+  readonly place: string
   /** Resolves when the server has ended. Safe to call twice. */
   stop(): Promise<void>
 }
@@ -80,6 +82,7 @@ function running(child: ChildProcess, cluster: Cluster, port: number): Postgres 
     connectionString: `postgres://postgres:${cluster.password}@127.0.0.1:${port}/postgres`,
     port,
     pid,
+    place: dirname(cluster.folder),
     stop: () => {
       stopped ??= stopPostmaster(pid)
       return stopped

@@ -1,4 +1,4 @@
-import { mkdtemp, rm } from 'node:fs/promises'
+import { chmod, mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { readEnvironment } from './environment.ts'
@@ -28,12 +28,15 @@ export async function onPostgres(
 async function onOwnPostgres(work: (url: string, signal: AbortSignal) => Promise<void>, signal: AbortSignal) {
   const folder = await mkdtemp(join(tmpdir(), 'fastify-request-db-'))
   try {
+    // Started by root, PostgreSQL runs as a user of its own, who has to get in.
+    await chmod(folder, 0o755)
     console.log('Starting a PostgreSQL for the demonstration …')
     const postgres = await startPostgres({ folder })
     try {
       await work(postgres.connectionString, signal)
     } finally {
       await postgres.stop()
+      await rm(postgres.place, { recursive: true, force: true })
     }
   } finally {
     await rm(folder, { recursive: true, force: true })
