@@ -9,6 +9,8 @@ export type CommitOn = 'onSend' | 'onResponse'
 export type IsolationLevel = 'read uncommitted' | 'read committed' | 'repeatable read' | 'serializable'
 /** Decides on commit (true) or rollback (false) of a request that threw nothing and whose client is still there. */
 export type ShouldCommit = (request: FastifyRequest, reply: FastifyReply) => boolean
+/** What a connection is cleaned of between two sessions: its transaction, or all that a session can leave behind. */
+export type ResetOnReturn = 'rollback' | 'discard'
 /** What `echo` and `echoPool` take. */
 export type Echo = boolean | 'debug'
 /** A value of `settings`. */
@@ -80,6 +82,12 @@ export interface RequestDbOptions extends SharedOptions {
   maxSessionMillis?: number | false | undefined
   /** How long `fastify.close()` lets sessions finish, in milliseconds. Default 5000. */
   closeGraceMillis?: number | undefined
+  /**
+   * `'rollback'` ends the transaction; what outlives one, such as SET, temporary tables and session locks, stays on the
+   * connection. `'discard'` sends DISCARD ALL before the next session's BEGIN, in the same packet. Default `'rollback'`.
+   * SQLAlchemy `pool_reset_on_return`, PgBouncer `server_reset_query`.
+   */
+  resetOnReturn?: ResetOnReturn | undefined
   /** Keeps statements that come again and again parsed on the server, under names. Default false: not through PgBouncer before 1.21. */
   preparedStatements?: PreparedStatementsOptions | false | undefined
   /** Kysely's plugins, such as `new CamelCasePlugin()`. */
@@ -131,6 +139,7 @@ export interface EffectivePoolOptions {
   readonly prePing: { readonly idleMillis: number; readonly timeoutMillis: number } | false
   readonly settleTimeoutMillis: number
   readonly closeGraceMillis: number
+  readonly resetOnReturn: ResetOnReturn
   readonly preparedStatements: { readonly cacheSize: number } | false
   readonly leakDetectionMillis: number | false
   readonly processes: number | undefined
@@ -240,6 +249,7 @@ export const pluginChecks: Checks = {
   settleTimeoutMillis: millis(1),
   maxSessionMillis: millisOrFalse,
   closeGraceMillis: millis(0),
+  resetOnReturn: oneOf('rollback', 'discard'),
   preparedStatements: objectOrFalse,
   plugins: { expected: 'an array of Kysely plugins', test: Array.isArray },
   echo,
@@ -329,6 +339,7 @@ export function checkOptions(options: RequestDbOptions): EffectiveOptions {
         Object.freeze({ idleMillis: prePing.idleMillis ?? 1000, timeoutMillis: prePing.timeoutMillis ?? 500 }),
       settleTimeoutMillis: options.settleTimeoutMillis ?? 2000,
       closeGraceMillis: options.closeGraceMillis ?? 5000,
+      resetOnReturn: options.resetOnReturn ?? 'rollback',
       preparedStatements: preparedStatements && Object.freeze({ cacheSize: preparedStatements.cacheSize ?? 100 }),
       leakDetectionMillis: options.leakDetectionMillis ?? false,
       processes: options.processes,

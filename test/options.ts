@@ -80,7 +80,7 @@ t.test('names that do not exist are refused, wherever they are', async (t) => {
     [{ connectionString, autocommit: true }, 'autocommit'],
     [{ connectionString, undefined: undefined }, 'undefined'],
     // Left to later: what does nothing yet is not accepted yet.
-    ...['retry', 'resetOnReturn', 'pooler', 'asyncContext'].map(
+    ...['retry', 'reset', 'pooler', 'asyncContext'].map(
       (name) => [{ connectionString, [name]: undefined }, name] as const,
     ),
   ] as const) {
@@ -147,6 +147,7 @@ t.test('the defaults', async (t) => {
       prePing: { idleMillis: 1000, timeoutMillis: 500 },
       settleTimeoutMillis: 2000,
       closeGraceMillis: 5000,
+      resetOnReturn: 'rollback',
       preparedStatements: false,
       leakDetectionMillis: false,
       processes: undefined,
@@ -196,6 +197,7 @@ t.test('what is given is what is in force, at its limits too', async (t) => {
     settleTimeoutMillis: 2 ** 31 - 1,
     maxSessionMillis: 2 ** 31 - 1,
     closeGraceMillis: 0,
+    resetOnReturn: 'discard',
     preparedStatements: { cacheSize: 1 },
     plugins: [plugin],
   })
@@ -210,6 +212,7 @@ t.test('what is given is what is in force, at its limits too', async (t) => {
       prePing: { idleMillis: 0, timeoutMillis: 1 },
       settleTimeoutMillis: 2 ** 31 - 1,
       closeGraceMillis: 0,
+      resetOnReturn: 'discard',
       preparedStatements: { cacheSize: 1 },
     },
     route: { commitOn: 'onResponse', isolationLevel: 'repeatable read', readOnly: true, statementTimeoutMillis: 1 },

@@ -3,10 +3,11 @@ import pg from 'pg'
 import { NestedConflict } from '../errors.ts'
 import { type CancelTarget, cancelOnServer } from './cancel.ts'
 import {
+  DISCARD,
   Flight,
   type FlightListener,
   type FlightTarget,
-  type Step,
+  Step,
   type TransactionStatus,
   type Wire,
 } from './flight.ts'
@@ -124,6 +125,14 @@ export class Connection {
   /** From this moment on (monotonic) it is replaced when it is next free. */
   expiresAt: number
   idleSince = 0
+  /** A session may have left something behind on it that DISCARD ALL would remove, and that has not been confirmed. */
+  isDirty = false
+  /** How often it was lent. */
+  uses = 0
+  /** DISCARD ALL is under way, outside of any session. */
+  isResetting = false
+  /** Called when that has been answered, where somebody waits for it. */
+  onReset: (() => void) | undefined
   /** Why it is unusable. */
   death: Error | undefined
   /** It died by our hand, for want of an answer. */
@@ -226,13 +235,27 @@ export class Connection {
     return flight
   }
 
+  /** Sends DISCARD ALL. `done` when that has succeeded or was refused, not where the connection has died. */
+  reset(timeoutMillis: number, done: (isClean: boolean) => void): void {
+    this.isResetting = true
+    this.sendWithin(timeoutMillis, 'DISCARD ALL', [new Step(DISCARD, ignore)], (alive, refusal) => {
+      this.isResetting = false
+      if (alive) done(refusal === undefined)
+    })
+  }
+
   /** Sends a bare Sync; true when it was answered in time. */
   ping(timeoutMillis: number, done: (alive: boolean) => void): void {
     this.sendWithin(timeoutMillis, 'a ping', [], done)
   }
 
   /** Sends the steps; true when they were answered in time. A connection that was late is dead from then on. */
-  sendWithin(timeoutMillis: number, what: string, steps: readonly Step[], done: (alive: boolean) => void): void {
+  sendWithin(
+    timeoutMillis: number,
+    what: string,
+    steps: readonly Step[],
+    done: (alive: boolean, refusal?: Error) => void,
+  ): void {
     const timer = setTimeout(() => {
       // One turn of the event loop before the verdict: the answer may lie there while the app computed.
       setImmediate(() => {
@@ -240,12 +263,12 @@ export class Connection {
       })
     }, timeoutMillis)
     let pending = true
-    const end = (alive: boolean) => {
+    const end = (alive: boolean, refusal?: Error) => {
       pending = false
       clearTimeout(timer)
-      done(alive)
+      done(alive, refusal)
     }
-    this.send(steps, { flightLanded: () => end(true), flightLost: () => end(false) })
+    this.send(steps, { flightLanded: ({ error }) => end(true, error), flightLost: () => end(false) })
   }
 
   /** Has the server stop what this connection runs. See `cancelOnServer`. */

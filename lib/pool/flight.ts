@@ -43,6 +43,9 @@ export function mapValues(values: readonly unknown[]): unknown[] {
   return values.map(prepareValue)
 }
 
+/** Cleans a connection of all that sessions leave behind. In front of a flight: where it fails, none of the rest is run. */
+export const DISCARD = { text: 'DISCARD ALL', fixed: true, prefix: true, resets: true }
+
 interface StepSpec {
   /** SQL; absent where an open portal is read on. */
   readonly text?: string
@@ -56,6 +59,8 @@ interface StepSpec {
   readonly rows?: number
   /** Have the server send its answers up to here without waiting for the end of the flight. */
   readonly flush?: boolean
+  /** Ends all names too: can only be the first of a flight. */
+  readonly resets?: boolean
   /** Closes the portal instead of reading on. */
   readonly closes?: boolean
   /** Of ours, before the app's statements: BEGIN, settings. */
@@ -155,10 +160,12 @@ export class Flight {
 
   submit(): void {
     const { wire, binary, statements } = this.#to
+    if (this.steps[0]?.spec.resets) statements.dropAll()
     for (const step of this.steps) {
-      const { text, portal } = step.spec
+      const { text, portal, resets } = step.spec
       // A portal needs its statement for longer than a flight.
-      step.prepared = text === undefined || portal !== undefined ? undefined : statements.use(text, this)
+      const isUnnamed = text === undefined || portal !== undefined || resets === true
+      step.prepared = isUnnamed ? undefined : statements.use(text, this)
       this.#hasNames ||= step.prepared !== undefined
     }
     for (const name of statements.takeClosing()) wire.close({ type: 'S', name })

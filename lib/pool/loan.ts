@@ -36,6 +36,8 @@ export class Loan {
   readonly connection: Connection
   readonly checkOut: CheckOut
   readonly holding: Holding
+  /** What other sessions have left on the connection has to be discarded before anything else. */
+  readonly needsReset: boolean
   readonly #lender: Lender
   #isBehind: boolean
   #isOffered = false
@@ -47,6 +49,7 @@ export class Loan {
     this.holding = holding
     this.#lender = lender
     this.#isBehind = !connection.quiet
+    this.needsReset = connection.isDirty
   }
 
   get borrower(): Borrower {

@@ -278,14 +278,30 @@ export class Pool implements ObservedPool {
     const holding = this.ledger.checkedOut(checkOut, borrower, connection.pid, !connection.quiet)
     const loan = new Loan(connection, checkOut, holding, this.#lender)
     this.#loans.set(connection, loan)
+    connection.uses++
+    connection.isDirty = this.options.resetOnReturn === 'discard'
     borrower.granted(loan)
   }
 
   // COMMIT or ROLLBACK of `loan` is on the wire.
   #offer(loan: Loan): void {
     const head = this.#queue.head as CheckOut | undefined
-    if (head === undefined) this.#offers.add(loan)
-    else if (this.#canFollow(head, loan)) this.#handOver(loan, head)
+    if (head === undefined) {
+      this.#offers.add(loan)
+      // In the packet of COMMIT. Who follows before that is confirmed sends it once more, and depends on its own.
+      if (loan.connection.isDirty) this.#reset(loan.connection)
+    } else if (this.#canFollow(head, loan)) this.#handOver(loan, head)
+  }
+
+  #reset(connection: Connection): void {
+    const { uses } = connection
+    connection.reset(this.options.settleTimeoutMillis, (isClean) => {
+      if (connection.uses === uses) connection.isDirty = !isClean
+      const { onReset } = connection
+      connection.onReset = undefined
+      if (onReset !== undefined && !isClean) connection.destroy()
+      onReset?.()
+    })
   }
 
   #offerFor(checkOut: CheckOut): Loan | undefined {
@@ -316,6 +332,10 @@ export class Pool implements ObservedPool {
 
   // A connection with its slot comes free: on to the next waiter, or to the idle ones, or away with it.
   #put(connection: Connection): void {
+    if (connection.isResetting && connection.death === undefined) {
+      connection.onReset = () => this.#put(connection)
+      return
+    }
     if (connection.death === undefined && (!connection.quiet || connection.status !== 'I')) connection.destroy()
     if (connection.death !== undefined) {
       this.ledger.invalidated(connection.pid, connection.death)
@@ -324,6 +344,9 @@ export class Pool implements ObservedPool {
     } else if (connection.expired) {
       this.ledger.closed(connection.pid, 'recycled')
       this.#retire(connection, () => this.#leave())
+    } else if (this.#isToReset(connection)) {
+      this.#reset(connection)
+      connection.onReset = () => this.#put(connection)
     } else if (this.#queue.pass(connection)) {
       // It is the next one's, and no ping is needed: it has just answered.
     } else if (this.#open.size > this.options.size || this.#state !== 'open') {
@@ -334,6 +357,13 @@ export class Pool implements ObservedPool {
       this.#idle.push(connection)
       this.#leave()
     }
+  }
+
+  // Whoever can follow another session sends DISCARD ALL itself, in front of its own BEGIN.
+  #isToReset({ isDirty }: Connection): boolean {
+    const head = this.#queue.head as CheckOut | undefined
+    if (!isDirty || head?.borrower.canFollow) return false
+    return head !== undefined || (this.#open.size <= this.options.size && this.#state === 'open')
   }
 
   // The slot, where there is one, stays taken until the server has hung up: never more backends than slots.
@@ -357,7 +387,11 @@ export class Pool implements ObservedPool {
     if (idleAt !== -1) this.#idle.splice(idleAt, 1)
     this.ledger.invalidated(connection.pid, death)
     const loan = this.#loans.get(connection)
-    if (loan === undefined) return
+    if (loan === undefined) {
+      // It was about to be put back, and its slot is nobody's any more.
+      if (connection.onReset !== undefined) this.#leave()
+      return
+    }
     if (!isSaidByServer(death)) this.#invalidateOlder()
     this.#end(loan)
     let isKept = false

@@ -23,6 +23,8 @@ export interface PreparedStatements {
   dropEverywhere(text: string): void
   /** Something beyond our sight, such as DISCARD ALL, may have happened to all of them. */
   forgetAll(): void
+  /** DISCARD ALL is about to be sent. */
+  dropAll(): void
   /** Its connection is gone. */
   end(): void
 }
@@ -43,6 +45,7 @@ export const UNNAMED: StatementNames & PreparedStatements = {
   forget: () => {},
   dropEverywhere: () => {},
   forgetAll: () => {},
+  dropAll: () => {},
   end: () => {},
 }
 
@@ -163,6 +166,11 @@ class NamesOfConnection implements PreparedStatements {
 
   forgetAll(): void {
     for (const name of [...this.#prepared.keys()]) this.forgetName(name)
+  }
+
+  dropAll(): void {
+    this.#prepared.clear()
+    this.#closing = []
   }
 
   // What is about to be sent must still be there when it arrives.

@@ -3,7 +3,7 @@ import { ConnectionLost, type RequestDbError, SessionEnded, sqlStateOf, Transact
 import * as channels from '../observe/channels.ts'
 import type { Origin } from '../observe/origin.ts'
 import type { Who } from '../observe/snapshot.ts'
-import { type Flight, type FlightListener, Step, type TransactionStatus } from '../pool/flight.ts'
+import { DISCARD, type Flight, type FlightListener, Step, type TransactionStatus } from '../pool/flight.ts'
 import type { Holding } from '../pool/ledger.ts'
 import type { Borrower, CheckOut, Loan } from '../pool/loan.ts'
 import type { Pool } from '../pool/pool.ts'
@@ -420,7 +420,9 @@ export class Link implements Borrower, FlightListener {
     // Flush: the server tells early that it has begun, even if the first statement takes long.
     const first = new Step({ text: begin, flush: true, prefix: true, fixed: true }, () => {})
     first.onComplete = () => this.#begun()
-    this.#send(this.#settings === undefined ? [first, ...steps] : [first, this.#settings, ...steps])
+    const prefix = loan.needsReset ? [new Step(DISCARD, () => {}), first] : [first]
+    if (this.#settings !== undefined) prefix.push(this.#settings)
+    this.#send([...prefix, ...steps])
   }
 
   refused(error: unknown): void {
@@ -503,6 +505,10 @@ export class Link implements Borrower, FlightListener {
       this.#departAgain()
       return
     }
+    if (this.#isUnclean(flight)) {
+      this.#leaveConnection(flight.error)
+      return
+    }
     if (this.#phase === 'departed') {
       // BEGIN itself was refused: there is no transaction, and nothing may pass as if there were.
       this.#phase = 'open'
@@ -536,6 +542,19 @@ export class Link implements Borrower, FlightListener {
   #isObstructed({ at, error }: Flight): boolean {
     const isFirst = this.#phase === 'departed' && this.#loan?.isBehind === true && !this.#hasLeft
     return isFirst && at === 0 && sqlStateOf(error) === IN_FAILED_TRANSACTION
+  }
+
+  // What others have left on the connection could not be discarded, and nothing was done.
+  #isUnclean({ at, error, steps }: Flight): boolean {
+    const isFirst = this.#phase === 'departed' && this.#replayable && !this.#hasLeft
+    return isFirst && at === 0 && error !== undefined && steps[0]?.spec.resets === true
+  }
+
+  #leaveConnection(cause: unknown): void {
+    this.#underWay--
+    this.#boarded = this.#first
+    this.#phase = 'boarding'
+    this.#loan?.connection.kill(new Error('DISCARD ALL was refused', { cause }))
   }
 
   // Behind the ROLLBACK that the session before has sent by now.

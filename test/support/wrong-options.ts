@@ -28,6 +28,7 @@ export const WRONG: Record<string, readonly unknown[]> = {
   settleTimeoutMillis: [...notMillis, 0],
   maxSessionMillis: [...notMillis, 0],
   closeGraceMillis: notMillis,
+  resetOnReturn: [...notText, '', 'ROLLBACK', 'commit', 'none'],
   preparedStatements: [true, 1, '', null, []],
   'preparedStatements.cacheSize': [...notWhole, 0, -1],
   plugins: ['', 1, true, null, {}],
