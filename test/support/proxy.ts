@@ -81,6 +81,14 @@ export class PostgresProxy {
     this.#roundTripsBefore = this.#allRoundTrips()
   }
 
+  /** For those that run for long: lets go what has been recorded, of connections that are closed altogether. */
+  forget(): void {
+    this.clear()
+    this.#recordings = this.#recordings.filter(({ closed }) => !closed)
+    for (const { flights } of this.#recordings) flights.length = 0
+    this.#roundTripsBefore = this.#allRoundTrips()
+  }
+
   /** Delays each direction from now on, for open and new connections. */
   delay(millis: number | { toServer?: number; toClient?: number }): void {
     const { toServer = 0, toClient = 0 } = typeof millis === 'number' ? { toServer: millis, toClient: millis } : millis

@@ -4,6 +4,8 @@ import requestDb, {
   type Database,
   type DatabaseSchema,
   type HolderSnapshot,
+  listen,
+  type Report,
   type RequestDbError,
   type RequestDbOptions,
   type RouteDbOptions,
@@ -13,6 +15,9 @@ import requestDb, {
   type Snapshot,
   type Totals,
 } from 'fastify-request-db'
+import requestDbDashboard, { type DashboardOptions } from 'fastify-request-db/dashboard'
+import requestDbMetrics from 'fastify-request-db/metrics'
+import requestDbOpenTelemetry from 'fastify-request-db/opentelemetry'
 import { CamelCasePlugin, type Kysely, sql, type Transaction } from 'kysely'
 import type pg from 'pg'
 import './schema.ts'
@@ -61,12 +66,37 @@ const options: RequestDbOptions = {
   settleTimeoutMillis: 2000,
   maxSessionMillis: 60_000,
   closeGraceMillis: 5000,
+  resetOnReturn: 'discard',
+  preparedStatements: { cacheSize: 50 },
   plugins: [new CamelCasePlugin()],
+  echo: 'debug',
+  echoPool: true,
+  echoParameters: false,
+  leakDetectionMillis: 10_000,
+  processes: 4,
+  capacityCheck: false,
+  serverTiming: true,
 }
 await app.register(requestDb, options)
 await app.register(requestDbByName, { connectionString: 'postgres://', pool: { prePing: false } })
 await app.register(requestDb, () => ({ connectionString: 'postgres://', prefix: '/v1' }))
 app.register(requestDb, { connectionString: 'postgres://', logLevel: 'warn', statementTimeoutMillis: false })
+
+// What looks at the pool, each a plugin of its own.
+const dashboard: DashboardOptions = { path: '/pool', allow: async (request) => request.headers.authorization === 'x' }
+await app.register(requestDbDashboard, dashboard)
+await app.register(requestDbMetrics, { path: '/metrics', decorator: 'db' })
+await app.register(requestDbOpenTelemetry, { queryText: false, attributes: { 'db.namespace': 'trips' } })
+const stop: () => void = listen(app.db.pool, {
+  checkin: ({ who, heldMillis, busyMillis }) => void [who.route, heldMillis - busyMillis],
+  statement: ({ text, error }) => void [text, error?.message],
+})
+stop()
+app.setErrorHandler((error: RequestDbError, _request, reply) => {
+  const report: Report | undefined = error.report
+  same<typeof report, Report | undefined>(true)
+  return reply.send(`${report?.verdict?.cause} ${report?.holders[0]?.route} ${report?.verdict?.routes.join()}`)
+})
 
 // A child scope, the route's own options, a shorthand and a HEAD route.
 const child: FastifyPluginAsync = async (scope) => {

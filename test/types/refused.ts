@@ -11,7 +11,7 @@ const unknown: RequestDbOptions = { connectionString, poolSize: 5 }
 // @ts-expect-error an unknown option of the pool
 const unknownOfPool: RequestDbOptions = { connectionString, pool: { max: 5 } }
 // @ts-expect-error an option for later is not accepted yet
-const notYet: RequestDbOptions = { connectionString, resetOnReturn: 'discard' }
+const notYet: RequestDbOptions = { connectionString, asyncContext: true }
 // @ts-expect-error a size is a number
 const text: RequestDbOptions = { connectionString, pool: { size: '5' } }
 // @ts-expect-error one of two words

@@ -63,6 +63,10 @@ export class Stage {
     return this.#units.get(id) as Unit
   }
 
+  forget(): void {
+    this.#proxy.forget()
+  }
+
   /** Runs all programs at once, with the faults. Returns what went against the rules. */
   async play({ programs, faults }: Scenario): Promise<string[]> {
     const run = ++Stage.#count
@@ -103,12 +107,24 @@ export class Stage {
     const { holders } = this.app.db.snapshot()
     const pid = holders[which % Math.max(1, holders.length)]?.pid
     if (pid === undefined) return
-    if (kind === 'kill a backend') await this.#database.query('select pg_terminate_backend($1)', [pid])
-    if (kind === 'cancel a statement') await this.#database.query('select pg_cancel_backend($1)', [pid])
+    if (kind === 'kill a backend') await this.#query('select pg_terminate_backend($1)', [pid])
+    if (kind === 'cancel a statement') await this.#query('select pg_cancel_backend($1)', [pid])
+  }
+
+  // The server may be restarting.
+  async #query(text: string, values: unknown[]): Promise<unknown[]> {
+    for (let attempt = 0; ; attempt++) {
+      try {
+        return await this.#database.query(text, values)
+      } catch (error) {
+        if (attempt === 200) throw error
+        await pause(50)
+      }
+    }
   }
 
   async #rowsOf(run: number): Promise<Map<string, string>> {
-    const rows = await this.#database.query('delete from deeds where row like $1 returning row, tx::text', [`${run}.%`])
+    const rows = await this.#query('delete from deeds where row like $1 returning row, tx::text', [`${run}.%`])
     return new Map((rows as { row: string; tx: string }[]).map(({ row, tx }) => [row, tx]))
   }
 
