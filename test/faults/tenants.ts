@@ -19,15 +19,15 @@ const TENANTS = ['acme', 'umbrella'] as const
 const database = await createDatabase(t, {
   sql: `${NOTES};
     alter table notes add column tenant text not null;
-    create role tenants login password 'tenants';
-    grant select, insert, update, delete on notes to tenants;
     alter table notes enable row level security;
     create policy own on notes using (tenant = current_setting('app.tenant', true));
     insert into notes (note, tenant) select tenant || n, tenant from unnest(array['acme', 'umbrella']) tenant, generate_series(1, 5) n;
     alter table notes alter column tenant set default current_setting('app.tenant')`,
 })
+const tenants = await database.role("login password 'tenants'")
+await database.query(`grant select, insert, update, delete on notes to ${tenants}`)
 const connectionString = Object.assign(new URL(database.connectionString), {
-  username: 'tenants',
+  username: tenants,
   password: 'tenants',
 }).href
 

@@ -184,22 +184,21 @@ test('settings that a plugin gives win over nothing of the route: its statement 
 })
 
 test('a role and a tenant that are set for the transaction are gone with it', async (t) => {
-  await database.query('create role low')
-  t.teardown(() => database.query('drop role low'))
+  const low = await database.role()
   const who = async (db: Session) =>
     (await sql`select current_user::text as who, current_setting('app.tenant', true) as tenant`.execute(db)).rows[0]
   const { app, post } = await oneRoute(t, database, who, {
     pool: { size: 1 },
     beside: (app) => {
       app.post('/low', async ({ db }) => {
-        await sql`set local role low`.execute(db)
+        await sql`set local role ${sql.id(low)}`.execute(db)
         await sql`select set_config('app.tenant', '1', true)`.execute(db)
         return who(db)
       })
     },
   })
   const before = (await post()).json()
-  t.strictSame((await app.inject({ method: 'POST', url: '/low' })).json(), { who: 'low', tenant: '1' })
+  t.strictSame((await app.inject({ method: 'POST', url: '/low' })).json(), { who: low, tenant: '1' })
   const { who: after, tenant } = (await post()).json()
   t.equal(after, before.who)
   t.notOk(tenant)
@@ -207,14 +206,14 @@ test('a role and a tenant that are set for the transaction are gone with it', as
 })
 
 test('settings hold from the first statement on, so that row level security can stand on them', async (t) => {
+  const tenantApp = await database.role()
   await database.query(`
-    create role tenant_app;
     create table documents (tenant text, body text);
     insert into documents values ('acme', 'a'), ('other', 'o');
     alter table documents enable row level security;
     create policy own on documents using (tenant = current_setting('app.tenant'));
-    grant select, insert on documents to tenant_app`)
-  t.teardown(() => database.query('drop table documents; drop role tenant_app'))
+    grant select, insert on documents to ${tenantApp}`)
+  t.teardown(() => database.query('drop table documents'))
   const { post } = await oneRoute(
     t,
     database,
@@ -225,7 +224,7 @@ test('settings hold from the first statement on, so that row level security can 
         documents.selectFrom('documents').select('body').execute(),
       ])
     },
-    { settings: () => ({ 'app.tenant': 'acme', role: 'tenant_app' }) },
+    { settings: () => ({ 'app.tenant': 'acme', role: tenantApp }) },
   )
   t.strictSame((await post()).json(), [[{ body: 'a' }], [{ body: 'a' }]])
 })

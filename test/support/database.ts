@@ -23,6 +23,8 @@ export interface Database {
   rows<R = Row>(table: string): Promise<R[]>
   /** Everyone connected to this database but the test's own eye; `application` narrows it down to one app. */
   backends(application?: string): Promise<Backend[]>
+  /** A role that no other test has: roles are the server's, not the database's. Dropped with the database. */
+  role(options?: string): Promise<string>
   /** A plain client of one's own, to hold a lock with for example. Ended with the test. */
   client(): Promise<pg.Client>
 }
@@ -42,6 +44,7 @@ export async function createDatabase(
   const connectionString = url.href
 
   await once(serverUrl, `create database ${name}`)
+  const roles: string[] = []
   // A pool, because a server that restarts takes the connection away: the next question opens another.
   const eye = new pg.Pool({ connectionString, max: 2, application_name: EYE })
   eye.on('error', () => {})
@@ -49,6 +52,7 @@ export async function createDatabase(
     await eye.end()
     // A server that a fault test stopped for good takes its databases along.
     await once(serverUrl, `drop database if exists ${name} with (force)`).catch(() => {})
+    if (roles.length > 0) await once(serverUrl, `drop role ${roles.join(', ')}`).catch(() => {})
   })
 
   const database: Database = {
@@ -57,6 +61,12 @@ export async function createDatabase(
     query: async <R>(text: string, values?: unknown[]) => (await eye.query(text, values)).rows as R[],
     rows: (table) => database.query(`select * from ${table} order by 1`),
     backends: (application) => database.query<Backend>(BACKENDS, [EYE, application ?? null]),
+    role: async (options = '') => {
+      const role = `${name}_role_${roles.length + 1}`
+      await database.query(`create role ${role} ${options}`)
+      roles.push(role)
+      return role
+    },
     client: async () => {
       const client = new pg.Client({ connectionString, application_name: EYE })
       client.on('error', () => {})
