@@ -178,8 +178,8 @@ export class RequestSession implements UnitHost {
   // Before an answer that does not wait for COMMIT.
   #leaveUncommitted(): Promise<void> | undefined {
     if (this.#reply.statusCode >= 400) return undefined
-    // It was ended from outside, and the client can still be told.
-    if (this.unit.ended) return this.unit.settle('commit', AFTER_ANSWER)
+    // It was ended from outside, or its connection or a statement has failed: the client can still be told.
+    if (this.unit.ended || this.unit.isFailed) return this.#settle()
     // Else clients would be let in faster than the pool can write.
     this.#flushed ??= this.unit.sendKept()
     return this.#flushed

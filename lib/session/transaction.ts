@@ -122,6 +122,11 @@ export class UnitOfWork implements LinkOwner {
     return this.#ended !== undefined
   }
 
+  /** Nothing of it can be kept any more, and that is known already. */
+  get isFailed(): boolean {
+    return this.#link.isFailed || this.#deferred.failure !== undefined
+  }
+
   get state(): SessionState {
     if (this.#ended !== undefined) return 'ended'
     if (this.#link.isFailed) return 'failed'

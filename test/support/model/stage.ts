@@ -140,7 +140,8 @@ export class Stage {
         isLast(unit, index) &&
         answer !== undefined &&
         isKept(answer) &&
-        this.#commitOn === 'onSend'
+        // A stream that has begun is cut, where it is not over already.
+        (this.#commitOn === 'onSend' || unit.program.end !== 'stream')
       ) {
         complaints.push(`${what}: a failed statement was swallowed, and yet it was a success`)
       }
