@@ -1,13 +1,13 @@
-import { sql } from 'kysely'
-import type { Session } from '../../lib/index.ts'
+import { type Kysely, sql } from 'kysely'
+import type { DatabaseSchema } from '../../lib/index.ts'
 import type { Database } from './database.ts'
 import type { PostgresProxy } from './proxy.ts'
 
 /** Writes a row into `notes`. */
-export const add = (db: Session, note: string) => db.insertInto('notes').values({ note }).execute()
+export const add = (db: Kysely<DatabaseSchema>, note: string) => db.insertInto('notes').values({ note }).execute()
 
 /** The backend behind a session. */
-export async function pidOf(db: Session): Promise<number> {
+export async function pidOf(db: Kysely<DatabaseSchema>): Promise<number> {
   const { rows } = await sql<{ pid: number }>`select pg_backend_pid() as pid`.execute(db)
   return rows[0]!.pid
 }

@@ -1,5 +1,6 @@
 import type { FastifyInstance, FastifyServerOptions } from 'fastify'
 import type { CommitOn, RequestDbOptions, Session } from '../../lib/index.ts'
+import type { Totals } from '../../lib/observe/snapshot.ts'
 import { buildApp } from './app.ts'
 import { type CapturedLog, captureLog } from './captured-log.ts'
 import type { Database } from './database.ts'
@@ -23,8 +24,8 @@ export interface Ending {
   readonly rows: readonly string[]
   /** The connection that was open before: in use again, or replaced. Left out: either. */
   readonly connection?: 'reused' | 'gone' | undefined
-  /** What must have counted, of `snapshot().totals`. */
-  readonly totals?: Readonly<Record<string, number>>
+  /** What must have counted since the scenario began, of `snapshot().totals`. */
+  readonly totals?: Partial<Totals>
 }
 
 export interface Answer {
@@ -89,8 +90,10 @@ export class Scene {
   }
 
   /** Its backends in pg_stat_activity. */
-  readonly backends = () => this.database.backends(this.#application)
-  #application = ''
+  readonly backends = () => this.database.backends(this.application)
+  /** Its application_name. */
+  application = ''
+  #totalsBefore: Totals | undefined
 
   /** The backend of the connection that was open before. */
   get pid(): number {
@@ -114,12 +117,13 @@ export class Scene {
       { logger: this.log.options, ...fastify },
     )
     this.#app = app
-    this.#application = watchedApps().at(-1)!.application
+    this.application = watchedApps().at(-1)!.application
     if (isOpen) {
       await app.db.ping()
       this.#pid = (await this.backends())[0]!.pid
       this.proxy.clear()
     }
+    this.#totalsBefore = app.db.snapshot().totals
     return app
   }
 
@@ -189,13 +193,18 @@ export class Scene {
     else t.ok(await isSoWithin(5000, async () => !(await has())), 'the connection is gone')
   }
 
-  #assertCounts(totals: Readonly<Record<string, number>>): void {
+  #assertCounts(totals: Partial<Totals>): void {
     const snapshot = this.app.db.snapshot()
     const { opened, closed, recycled, invalidated } = snapshot.totals
     this.t.equal(snapshot.open, opened - closed - recycled - invalidated, 'every connection is accounted for')
     this.t.equal(snapshot.open, snapshot.idle, 'all that are open are idle')
     this.t.ok(snapshot.open <= snapshot.size, 'the overflow is closed')
-    this.t.match(snapshot.totals, totals, 'what was counted')
+    const before = this.#totalsBefore as Totals
+    const counted = Object.keys(totals).map((name) => [
+      name,
+      snapshot.totals[name as keyof Totals] - before[name as keyof Totals],
+    ])
+    this.t.strictSame(Object.fromEntries(counted), totals, 'what was counted')
   }
 }
 
