@@ -19,7 +19,11 @@ interface Client extends Omit<pg.Client, 'pipeline' | 'connection' | 'ssl'> {
   pipeline: boolean
   readonly connection: Wire & {
     readonly stream: Duplex
+    /** The names that pg believes to be known to the server. */
+    parsedStatements: Record<string, string>
     on(event: 'readyForQuery', listener: (message: { status: TransactionStatus }) => void): void
+    on(event: 'commandComplete', listener: (message: { text: string }) => void): void
+    off(event: 'commandComplete', listener: (message: { text: string }) => void): void
   }
   readonly processID: number
   readonly secretKey: number
@@ -202,6 +206,7 @@ export class Connection {
       types: client._types,
       binary: client.binary,
       onFatal: (error) => this.#die(error, true),
+      onTag: (tag) => this.#onCommand({ text: tag }),
     }
     client.pipeline = true
     client.on('error', (error: Error) => this.#die(error, false))
@@ -290,6 +295,7 @@ export class Connection {
   lend(user: RawUser): pg.Client {
     this.#lent = 'lent'
     this.#client.pipeline = false
+    this.#client.connection.on('commandComplete', this.#onCommand)
     const lend = { user, unanswered: 0 }
     this.#lend = lend
     const isLent = () => this.#lent === 'lent' && this.#lend === lend
@@ -347,6 +353,11 @@ export class Connection {
     this.#die(new Error('The connection was destroyed'), false)
   }
 
+  // pg itself never notices that the names which its users gave are gone, and would use them.
+  readonly #onCommand = ({ text }: { text: string }): void => {
+    if (text === 'DISCARD ALL' || text === 'DEALLOCATE ALL') this.#client.connection.parsedStatements = {}
+  }
+
   #ready(status: TransactionStatus): void {
     if (this.#lent === 'lent' || this.#lent === 'returning') {
       if (this.#lend !== undefined && --this.#lend.unanswered <= 0) this.#lend.user.answered()
@@ -355,6 +366,7 @@ export class Connection {
     if (this.#lent === 'returned') {
       this.#lent = 'no'
       this.#client.pipeline = true
+      this.#client.connection.off('commandComplete', this.#onCommand)
       this.#statements.forgetAll()
     }
     this.#sent.shift()?.land(status)

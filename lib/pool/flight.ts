@@ -203,6 +203,7 @@ export class Flight {
     result?.addCommandComplete(message)
     // Both also end the names that others have given.
     if (result?.command === 'DISCARD' || result?.command === 'DEALLOCATE') this.#to.statements.forgetAll()
+    this.#to.onTag(message.text)
     this.#next()
   }
 
@@ -292,6 +293,8 @@ export interface FlightTarget {
   readonly types: unknown
   readonly binary: boolean
   readonly onFatal: (error: Error) => void
+  /** The server has done something, such as `DISCARD ALL`. */
+  readonly onTag: (tag: string) => void
 }
 
 // After these the server hangs up, whatever language it says FATAL in: shutdown, crash, timeouts of the whole session.
