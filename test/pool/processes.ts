@@ -52,7 +52,7 @@ async function ask(t: Test, port: number, method: string, path: string, withinMi
   return await client.send(method, path, { headers: { connection: 'close' } }).response(withinMillis)
 }
 
-test('a process killed with -9 in a transaction leaves no lock and no row, and its successor serves', async (t) => {
+test('98 a process killed with -9 in a transaction leaves no lock and no row, and its successor serves', async (t) => {
   await database.query("insert into notes (note) values ('to lock')")
   const options = { connectionString: named(database.connectionString, 'killed') }
   const first = await startProcess(t, { options })
@@ -70,7 +70,7 @@ test('a process killed with -9 in a transaction leaves no lock and no row, and i
   t.strictSame(await notesIn(database), ['to lock', 'kept'])
 })
 
-test('each worker of a cluster has a pool of its own, and the death of one is no harm to the other', async (t) => {
+test('99 each worker of a cluster has a pool of its own, and the death of one is no harm to the other', async (t) => {
   const application = 'clustered'
   const options = {
     connectionString: named(database.connectionString, application),

@@ -37,7 +37,7 @@ t.beforeEach(() => database.query('truncate notes restart identity'))
 
 for (const first of [true, false]) {
   withSignals(
-    `'cancel query' stops a ${first ? 'first' : 'later'} statement on the server, and the session is doomed`,
+    `64 'cancel query' stops a ${first ? 'first' : 'later'} statement on the server, and the session is doomed`,
     async (t) => {
       const { post, app } = await oneRoute(
         t,

@@ -24,8 +24,8 @@ export interface Ending {
   readonly rows: readonly string[]
   /** The connection that was open before: in use again, or replaced. Left out: either. */
   readonly connection?: 'reused' | 'gone' | undefined
-  /** The app is closed: nothing of it may be left, instead of a next request being served. */
-  readonly isClosed?: boolean
+  /** What becomes of the next request. Of what is closed, nothing may be left. Default 'served'. */
+  readonly next?: 'served' | 'unavailable' | 'closed'
   /** What must have counted since the scenario began, of `snapshot().totals`. */
   readonly totals?: Partial<Totals>
 }
@@ -176,7 +176,7 @@ export class Scene {
   }
 
   /** The four things that are looked at: the answer, the rows, pg_stat_activity, the counters. */
-  async endsIn({ answers, expected, rows, connection, isClosed = false, totals = {} }: Ending): Promise<void> {
+  async endsIn({ answers, expected, rows, connection, next = 'served', totals = {} }: Ending): Promise<void> {
     const { t, database } = this
     const told = answers.map((answer) =>
       answer === 'none' ? 'none' : answer.code === undefined ? answer.status : `${answer.status} ${answer.code}`,
@@ -187,13 +187,13 @@ export class Scene {
     if (!this.#app) return
     this.#assertCounts(totals)
     this.proxy.restore()
-    if (isClosed) {
+    if (next === 'closed') {
       t.equal(this.app.db.snapshot().open, 0, 'the pool is empty')
       t.ok(await isSoWithin(5000, async () => (await this.backends()).length === 0), 'no backend is left')
       return
     }
     const after = await this.app.inject(`/ordinary`)
-    t.equal(after.statusCode, 200, 'the next request is served')
+    t.equal(after.statusCode, next === 'served' ? 200 : 503, `the next request is ${next}`)
     if (connection === undefined) return
     const has = async () => (await this.backends()).some(({ pid }) => pid === this.pid)
     if (connection === 'reused') t.ok(await has(), 'the connection is used again')

@@ -41,7 +41,7 @@ scenario(database, '93 a request in flight is finished, the next on its socket i
   const statuses = [(await client.response()).status, (await client.response()).status]
   await closed
   const answers = statuses.map((status) => ({ status, code: undefined, body: '' }))
-  return { answers, expected: [200, 503], rows: ['a', 'b'], isClosed: true }
+  return { answers, expected: [200, 503], rows: ['a', 'b'], next: 'closed' }
 })
 
 scenario(database, '94 an injection is in flight beyond the grace', async (scene) => {
@@ -50,7 +50,7 @@ scenario(database, '94 an injection is in flight beyond the grace', async (scene
   await scene.reached.opened
   await scene.app.close()
   scene.goOn.open()
-  return { answers: [await answer], expected: ['503 POOL_CLOSED'], rows: [], isClosed: true }
+  return { answers: [await answer], expected: ['503 POOL_CLOSED'], rows: [], next: 'closed' }
 })
 
 scenario(database, '94 the client is gone, and its handler goes on', async (scene) => {
@@ -60,7 +60,7 @@ scenario(database, '94 the client is gone, and its handler goes on', async (scen
   client.destroy()
   await scene.app.close()
   scene.goOn.open()
-  return { answers: [], expected: [], rows: [], isClosed: true }
+  return { answers: [], expected: [], rows: [], next: 'closed' }
 })
 
 /** What an app is in the middle of when it is closed; resolves with what its clients will be told. */
@@ -174,7 +174,7 @@ for (const [state, enter] of Object.entries(STATES)) {
     await Promise.all([scene.app.close(), scene.app.close()])
     await scene.app.close()
     scene.t.ok(performance.now() - since < 5000, `closed after ${Math.round(performance.now() - since)} ms`)
-    return { ...(await leave()), isClosed: true }
+    return { ...(await leave()), next: 'closed' }
   })
 }
 
@@ -191,7 +191,7 @@ scenario(database, '96 hooks of onClose that use the database', async (scene) =>
     },
   })
   await app.close()
-  return { answers: [], expected: [], rows: ['child', 'after the plugin'], isClosed: true }
+  return { answers: [], expected: [], rows: ['child', 'after the plugin'], next: 'closed' }
 })
 
 const SCRIPT = fileURLToPath(new URL('../../fixtures/sigterm-app.ts', import.meta.url))
