@@ -2,7 +2,12 @@ import type { FastifyBaseLogger } from 'fastify'
 import { Kysely } from 'kysely'
 import { type RequestDbError, Unavailable } from './errors.ts'
 import type { ObservedPool, Snapshot, Who } from './observe/snapshot.ts'
-import { checkSessionOptions, type EffectiveOptions, type SessionOptions } from './options.ts'
+import {
+  checkSessionOptions,
+  type EffectiveOptions,
+  type EffectiveRouteOptions,
+  type SessionOptions,
+} from './options.ts'
 import { callingOrigin } from './pool/ledger.ts'
 import type { Loan } from './pool/loan.ts'
 import type { Pool } from './pool/pool.ts'
@@ -29,8 +34,9 @@ export class Database<DB> {
     this.#options = options
     this.#log = log
     const who: Who = { method: '', route: 'kysely', requestId: '' }
+    const { route } = checkSessionOptions(this.#options.route, { autocommit: true })
     const provideConnection = async <T>(consumer: (connection: SessionConnection) => Promise<T>): Promise<T> => {
-      const unit = this.#unit(who, { autocommit: true })
+      const unit = this.#unit(who, route)
       try {
         return await consumer(new SessionConnection(unit, {}))
       } finally {
@@ -51,11 +57,10 @@ export class Database<DB> {
     first: SessionOptions | ((session: Session<DB>) => Promise<T>),
     second?: (session: Session<DB>) => Promise<T>,
   ): Promise<T> {
-    const options = typeof first === 'function' ? {} : first
     const fn = (typeof first === 'function' ? first : second) as (session: Session<DB>) => Promise<T>
-    const route = checkSessionOptions(this.#options.route, options)
+    const { route, options } = checkSessionOptions(this.#options.route, typeof first === 'function' ? {} : first)
     const begin: BeginOptions = { ...route, readOnly: route.readOnly === true }
-    const unit = this.#unit({ method: '', route: options.name ?? 'session', requestId: '' }, options)
+    const unit = this.#unit({ method: '', route: options.name ?? 'session', requestId: '' }, route, options.settings)
     try {
       const result = await fn(makeSession<DB>(unit, begin, this.#options.plugins))
       await unit.settle('commit', 'its function has returned')
@@ -104,13 +109,12 @@ export class Database<DB> {
     })
   }
 
-  #unit(who: Who, options: SessionOptions): UnitOfWork {
-    const route = checkSessionOptions(this.#options.route, options)
+  #unit(who: Who, route: EffectiveRouteOptions, settings?: SessionOptions['settings']): UnitOfWork {
     const isReadOnly = route.readOnly === true
     const begin = route.autocommit ? undefined : beginStatement({ ...route, readOnly: isReadOnly })
     const host: UnitHost = {
       who,
-      settings: () => settingsStep({ ...routeSettings(route, isReadOnly), ...options.settings }),
+      settings: () => settingsStep({ ...routeSettings(route, isReadOnly), ...settings }),
       maxSessionMillis: this.#options.maxSessionMillis,
       isCommitCertain: false,
       log: this.#log,

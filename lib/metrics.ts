@@ -45,8 +45,7 @@ const checks = {
 
 /** The pool's figures for Prometheus, through prom-client. @throws INVALID_OPTION */
 async function measure(fastify: FastifyInstance, options: MetricsOptions): Promise<void> {
-  checkObserverOptions(options, checks)
-  const { decorator = 'db', registry = globalRegistry, path } = options
+  const { decorator = 'db', registry = globalRegistry, path } = checkObserverOptions(options, checks)
   const pool = poolOf(fastify, decorator)
   const leave = Scoreboard.of(registry).add(pool)
   fastify.addHook('onClose', async () => leave())

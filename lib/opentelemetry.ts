@@ -54,8 +54,8 @@ const checks = {
 }
 
 /** Spans and metrics after OpenTelemetry's conventions for database clients. @throws INVALID_OPTION */
-async function observe(fastify: FastifyInstance, options: OpenTelemetryOptions): Promise<void> {
-  checkObserverOptions(options, checks)
+async function observe(fastify: FastifyInstance, given: OpenTelemetryOptions): Promise<void> {
+  const options = checkObserverOptions(given, checks)
   const { decorator = 'db', tracerProvider = trace, meterProvider = metrics } = options
   const pool = poolOf(fastify, decorator)
   const meter = meterProvider.getMeter(NAME)

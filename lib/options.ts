@@ -2,6 +2,7 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { KyselyPlugin } from 'kysely'
 import type { ClientConfig } from 'pg'
 import { InvalidOption } from './errors.ts'
+import { ownOptions } from './own-options.ts'
 
 /** When a request's transaction is committed: before the answer leaves, or after it has left. */
 export type CommitOn = 'onSend' | 'onResponse'
@@ -277,10 +278,12 @@ function show(name: string, value: unknown): string {
   return typeof value === 'string' ? `'${value}'` : String(value)
 }
 
-function check(input: unknown, checks: Checks, path: string, ignored?: Set<string>): void {
-  if (!isObject(input))
-    throw new InvalidOption(path === '' ? 'options' : path.slice(0, -1), 'an object', show('', input))
-  for (const name of Object.keys(input as object)) {
+/** Returns the options that are the object's own. */
+function check<Options extends object>(given: Options, checks: Checks, path: string, ignored?: Set<string>): Options {
+  if (!isObject(given))
+    throw new InvalidOption(path === '' ? 'options' : path.slice(0, -1), 'an object', show('', given))
+  const input = ownOptions(given, path)
+  for (const name of Object.keys(input)) {
     const rule = Object.hasOwn(checks, name) ? checks[name] : undefined
     const value = (input as Record<string, unknown>)[name]
     if (rule === undefined) {
@@ -292,6 +295,7 @@ function check(input: unknown, checks: Checks, path: string, ignored?: Set<strin
     if (value === undefined && !SECRET.has(name)) continue
     if (!rule.test(value)) throw new InvalidOption(`${path}${name}`, rule.expected, show(name, value))
   }
+  return input
 }
 
 function checkConnection(options: RequestDbOptions): ClientConfig {
@@ -316,15 +320,13 @@ function checkConnection(options: RequestDbOptions): ClientConfig {
 }
 
 /** Checks the options of `register`, fills in the defaults and freezes the result. @throws INVALID_OPTION */
-export function checkOptions(options: RequestDbOptions): EffectiveOptions {
-  check(options, pluginChecks, '', FASTIFYS)
+export function checkOptions(given: RequestDbOptions): EffectiveOptions {
+  const options = check(given, pluginChecks, '', FASTIFYS)
   const connection = checkConnection(options)
-  const pool = options.pool ?? {}
-  check(pool, poolChecks, 'pool.')
-  const prePing = pool.prePing ?? {}
-  if (prePing !== false) check(prePing, pingChecks, 'pool.prePing.')
-  const preparedStatements = options.preparedStatements ?? false
-  if (preparedStatements) check(preparedStatements, statementChecks, 'preparedStatements.')
+  const pool = check(options.pool ?? {}, poolChecks, 'pool.')
+  const prePing = pool.prePing !== false && check(pool.prePing ?? {}, pingChecks, 'pool.prePing.')
+  const preparedStatements =
+    options.preparedStatements && check(options.preparedStatements, statementChecks, 'preparedStatements.')
   return Object.freeze({
     pool: Object.freeze({
       name: options.decorator ?? 'db',
@@ -340,7 +342,7 @@ export function checkOptions(options: RequestDbOptions): EffectiveOptions {
       settleTimeoutMillis: options.settleTimeoutMillis ?? 2000,
       closeGraceMillis: options.closeGraceMillis ?? 5000,
       resetOnReturn: options.resetOnReturn ?? 'rollback',
-      preparedStatements: preparedStatements && Object.freeze({ cacheSize: preparedStatements.cacheSize ?? 100 }),
+      preparedStatements: !!preparedStatements && Object.freeze({ cacheSize: preparedStatements.cacheSize ?? 100 }),
       leakDetectionMillis: options.leakDetectionMillis ?? false,
       processes: options.processes,
       capacityCheck: options.capacityCheck ?? true,
@@ -381,14 +383,19 @@ function mergeRoute(base: EffectiveRouteOptions, over: RouteDbOptions): Effectiv
 /** Checks a route's `config.db` and lays it over the plugin's options. @throws INVALID_OPTION */
 export function checkRouteOptions(base: EffectiveRouteOptions, route: unknown, path: string): EffectiveRouteOptions {
   if (route === undefined) return base
-  check(route, routeChecks, `${path}.`)
-  return mergeRoute(base, route as RouteDbOptions)
+  return mergeRoute(base, check(route as RouteDbOptions, routeChecks, `${path}.`))
+}
+
+/** What a session outside of a request goes by. */
+export interface CheckedSession {
+  readonly route: EffectiveRouteOptions
+  readonly options: SessionOptions
 }
 
 /** Checks the options of `fastify.db.session(options, fn)`. @throws INVALID_OPTION */
-export function checkSessionOptions(base: EffectiveRouteOptions, options: SessionOptions): EffectiveRouteOptions {
-  check(options, sessionChecks, 'session.')
+export function checkSessionOptions(base: EffectiveRouteOptions, given: SessionOptions): CheckedSession {
+  const options = check(given, sessionChecks, 'session.')
   // A plugin-wide rule that needs a request cannot decide for a session without one.
   const plain = typeof base.readOnly === 'function' ? { ...base, readOnly: false } : base
-  return mergeRoute(plain, options)
+  return { route: mergeRoute(plain, options), options }
 }

@@ -315,9 +315,9 @@ t.test('a session outside of a request refuses what it cannot take', async (t) =
     })
   }
   const session = checkSessionOptions(DEFAULTS, { readOnly: true, name: 'job', settings: { 'app.tenant': '1' } })
-  t.match(session, { ...DEFAULTS, readOnly: true })
+  t.match(session.route, { ...DEFAULTS, readOnly: true })
   const asking = checkRouteOptions(DEFAULTS, { readOnly: () => true }, ROUTE)
-  t.equal(checkSessionOptions(asking, {}).readOnly, false, 'a rule that needs a request says nothing without one')
+  t.equal(checkSessionOptions(asking, {}).route.readOnly, false, 'a rule that needs a request says nothing without one')
 })
 
 t.test(

@@ -31,7 +31,6 @@ const checks: Record<string, Check> = {
 }
 /** Checks the options and fills in the defaults. @throws INVALID_OPTION */
 export function checkDashboardOptions(input: DashboardOptions) {
-  checkObserverOptions(input, checks)
-  const { path, decorator = 'db', allow, intervalMillis = 500 } = input
+  const { path, decorator = 'db', allow, intervalMillis = 500 } = checkObserverOptions(input, checks)
   return { path: path.replace(/\/$/, ''), decorator, allow, intervalMillis }
 }

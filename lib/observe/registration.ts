@@ -1,5 +1,6 @@
 import type { FastifyInstance } from 'fastify'
 import { InvalidOption } from '../errors.ts'
+import { ownOptions } from '../own-options.ts'
 import type { ObservedPool } from './snapshot.ts'
 
 export interface Check {
@@ -16,8 +17,12 @@ export const decoratorCheck: Check = {
 // Fastify hands its own options of `register` to the plugin too.
 const FASTIFYS = new Set(['prefix', 'logLevel', 'logSerializers'])
 
-/** Checks the options of a plugin that looks at a pool. @throws INVALID_OPTION */
-export function checkObserverOptions(input: object, checks: Readonly<Record<string, Check>>): void {
+/** Checks the options of a plugin that looks at a pool, and returns those that are its own. @throws INVALID_OPTION */
+export function checkObserverOptions<Options extends object>(
+  given: Options,
+  checks: Readonly<Record<string, Check>>,
+): Options {
+  const input = ownOptions(given)
   for (const name of Object.keys(input)) {
     if (Object.hasOwn(checks, name) || FASTIFYS.has(name)) continue
     throw new InvalidOption(name, `one of ${Object.keys(checks).join(', ')}`, 'an unknown name')
@@ -27,6 +32,7 @@ export function checkObserverOptions(input: object, checks: Readonly<Record<stri
     if (value === undefined && !isNeeded) continue
     if (!test(value)) throw new InvalidOption(name, expected, value === undefined ? 'nothing' : show(value))
   }
+  return input
 }
 
 /** The pool behind `fastify[decorator]`. @throws INVALID_OPTION */

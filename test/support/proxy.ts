@@ -139,6 +139,11 @@ export class PostgresProxy {
     return trap
   }
 
+  /** Takes back all traps. */
+  disarm(): void {
+    this.#traps.length = 0
+  }
+
   /** Accepts the next `sockets` connections and says nothing to them. */
   silenceStartup(sockets = Number.POSITIVE_INFINITY): void {
     this.#silent = sockets

@@ -29,7 +29,15 @@ export interface Program {
 
 /** What goes wrong while programs run, and when: milliseconds after their start. */
 export interface Fault {
-  readonly kind: 'none' | 'kill a backend' | 'cancel a statement' | 'cut a connection' | 'client leaves'
+  readonly kind:
+    | 'none'
+    | 'kill a backend'
+    | 'cancel a statement'
+    | 'cut a connection'
+    | 'lose the answer to a COMMIT'
+    | 'slow down'
+    | 'go silent'
+    | 'client leaves'
   readonly afterMillis: number
   /** Which of several: a backend, a connection or a client. */
   readonly which: number
@@ -69,15 +77,20 @@ const program: fc.Arbitrary<Program> = fc.record({
 })
 
 const fault: fc.Arbitrary<Fault> = fc.record({
-  kind: fc.constantFrom<Fault['kind']>(
-    'none',
-    'none',
-    'kill a backend',
-    'cancel a statement',
-    'cancel a statement',
-    'cut a connection',
-    'client leaves',
-    'client leaves',
+  kind: fc.oneof(
+    ...(
+      [
+        ['none', 40],
+        ['kill a backend', 20],
+        ['cancel a statement', 40],
+        ['cut a connection', 20],
+        ['lose the answer to a COMMIT', 10],
+        ['slow down', 10],
+        // Only deadlines end it, so it takes its time.
+        ['go silent', 1],
+        ['client leaves', 40],
+      ] as const
+    ).map(([kind, weight]) => ({ weight, arbitrary: fc.constant<Fault['kind']>(kind) })),
   ),
   afterMillis: fc.integer({ min: 0, max: 12 }),
   which: fc.nat(7),

@@ -86,7 +86,7 @@ await t.test(`${minutes} minutes, seed ${seed}`, async (t) => {
     const complaints = await Promise.all(
       stages.map(async (stage) => {
         const all: string[] = []
-        for (const one of scenarios) all.push(...(await stage.play(one)))
+        for (const one of scenarios) all.push(...(await stage.play(one, !isRestarting)))
         return all
       }),
     )

@@ -12,6 +12,9 @@ import { type Fate, isUnknown, Unit } from './unit.ts'
 /** The table the programs write to: each row with the transaction that wrote it. */
 export const DEEDS = `create table deeds (row text primary key, tx xid8 not null default pg_current_xact_id())`
 
+// Without them, a program would wait for ever on a connection that has fallen silent.
+const DEADLINES = { settleTimeoutMillis: 500, maxSessionMillis: 1500 }
+
 interface Answer {
   readonly status: number
   readonly code: string | undefined
@@ -29,7 +32,7 @@ export class Stage {
 
   static async open(t: Test, database: Database, commitOn: CommitOn, options: RequestDbOptions = {}): Promise<Stage> {
     const proxy = await startProxy(t, database.connectionString)
-    const all = { connectionString: proxy.connectionString, commitOn, pool: { size: 2 }, ...options }
+    const all = { connectionString: proxy.connectionString, commitOn, pool: { size: 2 }, ...DEADLINES, ...options }
     let stage: Stage | undefined
     const app = await buildApp(t, database, all, (app) => {
       app.get<{ Params: { id: string } }>('/:id', async ({ db, params }, reply) => {
@@ -67,8 +70,11 @@ export class Stage {
     this.#proxy.forget()
   }
 
-  /** Runs all programs at once, with the faults. Returns what went against the rules. */
-  async play({ programs, faults }: Scenario): Promise<string[]> {
+  /**
+   * Runs all programs at once, with the faults. Returns what went against the rules. `isQuiet`: nothing else disturbs them,
+   * such as a restart of the server.
+   */
+  async play({ programs, faults }: Scenario, isQuiet = true): Promise<string[]> {
     const run = ++Stage.#count
     const units = programs.map((program, index) => new Unit(`${run}.${index}`, program))
     const leavers = units.map(() => new AbortController())
@@ -76,9 +82,11 @@ export class Stage {
     const answers = units.map((unit, index) => this.#ask(unit, leavers[index] as AbortController))
     const done = Promise.all(answers)
     await Promise.all([done, ...faults.map((fault) => this.#strike(fault, leavers, done))])
+    this.#proxy.disarm()
+    this.#proxy.restore()
     const left = await this.#leftOpen()
     await Promise.all(units.map((unit) => unit.over()))
-    const isCalm = faults.every(({ kind }) => kind === 'none')
+    const isCalm = isQuiet && faults.every(({ kind }) => kind === 'none')
     const rows = await this.#rowsOf(run)
     const complaints = (await done).flatMap((answer, index) => this.#judge(units[index] as Unit, answer, rows, isCalm))
     for (const { id } of units) this.#units.delete(id)
@@ -104,6 +112,9 @@ export class Stage {
     await Promise.race([pause(afterMillis), done])
     if (kind === 'client leaves') leavers[which % leavers.length]?.abort()
     if (kind === 'cut a connection') this.#proxy.cut(which % 2 === 0 ? 'reset' : 'end', ({ closed }) => !closed)
+    if (kind === 'lose the answer to a COMMIT') this.#proxy.trap({ from: 'server', type: 'C', text: 'COMMIT' }, 'reset')
+    if (kind === 'slow down') this.#proxy.delay(which)
+    if (kind === 'go silent') this.#proxy.swallow()
     const { holders } = this.app.db.snapshot()
     const pid = holders[which % Math.max(1, holders.length)]?.pid
     if (pid === undefined) return
@@ -134,7 +145,7 @@ export class Stage {
     for (const [index, segment] of unit.segments.entries()) {
       const fate = segment.fate === 'open' ? this.#fateBy(answer, unit, isCalm) : segment.fate
       const kept = segment.rows.filter((row) => rows.has(row))
-      const what = `transaction ${index} of ${unit.id} (${fate}, answer ${answer?.status} ${answer?.code ?? ''})`
+      const what = `transaction ${index} of ${unit.id} (${this.#commitOn}, ${fate}, answer ${answer?.status} ${answer?.code ?? ''})`
       if (
         segment.fate === 'gone' &&
         isLast(unit, index) &&
