@@ -6,15 +6,15 @@ export type Answer = { readonly status: number; readonly body: string } | 'none'
 /** One request on a connection of its own. */
 export class Call {
   readonly answer: Promise<Answer>
-  /** Resolves when the body begins. */
-  readonly begun: Promise<void>
+  /** Resolves with the status when the body begins. */
+  readonly begun: Promise<number>
   readonly #request
 
   constructor(port: number, method: 'GET' | 'POST', path: string, withinMillis: number) {
     const body = method === 'POST' ? '{}' : undefined
     const headers = body ? { 'content-type': 'application/json', 'content-length': body.length } : {}
     this.#request = request({ port, host: '127.0.0.1', method, path, headers, agent: false })
-    let begin = () => {}
+    let begin = (_status: number) => {}
     this.begun = new Promise((resolve) => {
       begin = resolve
     })
@@ -36,13 +36,13 @@ export class Call {
     this.#request.destroy()
   }
 
-  #receive(begin: () => void): Promise<Answer> {
+  #receive(begin: (status: number) => void): Promise<Answer> {
     return new Promise((resolve) => {
       this.#request.on('error', () => resolve('none'))
       this.#request.on('response', (response: IncomingMessage) => {
         let body = ''
         response.setEncoding('utf8').on('data', (text: string) => {
-          begin()
+          begin(response.statusCode ?? 0)
           body += text
         })
         response.on('error', () => {})

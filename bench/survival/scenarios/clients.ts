@@ -110,10 +110,11 @@ const leavesStream: Scenario = {
   serve: streams.serve,
   play: async ({ call, when }) => {
     const work = call('GET', '/numbers')
-    await Promise.race([work.begun, work.answer])
+    // Who cannot stream answers with an error instead, and there is nothing in whose middle one could leave.
+    if ((await work.begun) >= 400)
+      return { deeds: [{ answer: await work.answer, answered: 'ok', notes: ['streamed'] }] }
     work.leave()
-    // Whoever cannot stream has answered in one piece, and is not left.
-    await Promise.race([when('/numbers is left'), sleep(1000)])
+    await when('/numbers is left')
     return { deeds: [{ answer: await work.answer, answered: 'nobody', notes: ['streamed'] }] }
   },
 }

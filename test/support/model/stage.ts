@@ -75,6 +75,9 @@ export class Stage {
    * such as a restart of the server.
    */
   async play({ programs, faults }: Scenario, isQuiet = true): Promise<string[]> {
+    const isCalm = isQuiet && faults.every(({ kind }) => kind === 'none')
+    // What broke in the scenario before may show only now: in `onResponse` nobody is told.
+    if (isCalm) await Promise.allSettled(Array.from({ length: this.app.db.snapshot().size }, () => this.app.db.ping()))
     const run = ++Stage.#count
     const units = programs.map((program, index) => new Unit(`${run}.${index}`, program))
     const leavers = units.map(() => new AbortController())
@@ -86,7 +89,6 @@ export class Stage {
     this.#proxy.restore()
     const left = await this.#leftOpen()
     await Promise.all(units.map((unit) => unit.over()))
-    const isCalm = isQuiet && faults.every(({ kind }) => kind === 'none')
     const rows = await this.#rowsOf(run)
     const complaints = (await done).flatMap((answer, index) => this.#judge(units[index] as Unit, answer, rows, isCalm))
     for (const { id } of units) this.#units.delete(id)
