@@ -92,6 +92,7 @@ export class RequestSession implements UnitHost {
   #isFinished = false
   // The error handler sets a status even when the headers have left.
   #saidStatus: number | undefined
+  #timing: string | undefined
   #isAnswered = false
 
   constructor(
@@ -166,8 +167,15 @@ export class RequestSession implements UnitHost {
 
   #leave(leave: Leave, error?: Error): void {
     const timing = this.holdings && serverTiming(this.holdings)
-    if (timing && !this.#reply.raw.headersSent) this.#reply.header('server-timing', timing)
+    if (timing && !this.#reply.raw.headersSent) this.#tellTiming(timing)
     leave(error)
+  }
+
+  // Behind what the app says there, and once, also where an error follows the answer through this hook.
+  #tellTiming(timing: string): void {
+    const told = String(this.#reply.getHeader('server-timing') ?? '').replace(this.#timing ?? '', '')
+    this.#timing = told === '' ? timing : `, ${timing}`
+    this.#reply.header('server-timing', told + this.#timing)
   }
 
   #refuse(error: Error, leave: Leave): void {
