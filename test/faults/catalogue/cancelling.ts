@@ -93,10 +93,9 @@ for (const protocol of PROTOCOLS) {
     await scene.open({
       ...speaking(protocol),
       routes: (app) => {
-        const preHandler = async (request: { raw: { socket: { destroyed: boolean } } }) => {
+        const preHandler = async () => {
           scene.reached.open(1)
           await scene.goOn.opened
-          void request
         }
         app.post('/late', { preHandler }, async ({ db }) => {
           await add(db, 'lost').catch(late.open)
