@@ -286,6 +286,16 @@ export class Link implements Borrower, FlightListener {
     if (this.#underWay > 0) await this.cancel()
   }
 
+  /**
+   * Nobody waits any more for what runs before the COMMIT that is not sent yet: it is cancelled, and a connection that says
+   * nothing to that is killed.
+   */
+  hurry(): void {
+    if (this.#loan === undefined || this.#final !== undefined) return
+    this.arm('a statement that nobody awaits')
+    void this.cancelRunning()
+  }
+
   /** Kills the connection unless `disarm` is called within `settleTimeoutMillis`. */
   arm(what: string): void {
     const { settleTimeoutMillis } = this.pool.options
@@ -314,6 +324,7 @@ export class Link implements Borrower, FlightListener {
   /** Gives the connection back, in whatever state; the pool looks at it. The link can be used again. */
   reset(): void {
     this.#stopMaxTimer()
+    this.disarm()
     this.#loan?.checkIn()
     this.#loan = undefined
     this.#phase = 'idle'

@@ -369,11 +369,12 @@ export class UnitOfWork implements LinkOwner {
   /** Ends it because nobody is left to answer. Once COMMIT is sent, that stands. Never throws. */
   async abandon(why: string | RequestDbError): Promise<void> {
     const isMine = this.#ended === undefined
+    const isCommitting = isMine ? this.#ending !== undefined : this.#outcome === 'commit'
     const settlement = this.settle('rollback', why)
     this.#abandoned = true
     // A COMMIT that waits for a connection, or for a statement that nobody awaited, has not been sent.
     if (this.#link.isBoarding) this.#link.leaveQueue(() => this.#endedError())
-    else if (!isMine && this.#outcome === 'commit') void this.#link.cancel()
+    else if (isCommitting) this.#link.hurry()
     try {
       await settlement
     } catch (error) {
