@@ -394,6 +394,8 @@ export class Link implements Borrower, FlightListener {
       this.#phase = 'open'
       this.#sendAll(this.#boarded.splice(0))
       this.#resetIfDone()
+      // Who lends the raw client waits for a connection on which nothing is sent.
+      this.#changed()
       return
     }
     // The siblings of a Promise.all are a few microtasks away: they board the same flight.
