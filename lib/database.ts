@@ -12,10 +12,13 @@ import { callingOrigin } from './pool/ledger.ts'
 import type { Loan } from './pool/loan.ts'
 import type { Pool } from './pool/pool.ts'
 import { now } from './pool/queue.ts'
-import { type BeginOptions, beginStatement, routeSettings, settingsStep } from './session/begin.ts'
+import { type BeginOptions, beginStatement, ownSettings, routeSettings, settingsStep } from './session/begin.ts'
 import { SessionConnection } from './session/driver.ts'
 import { executorOf, makeSession, propsOf, type Session } from './session/session.ts'
 import { type UnitHost, UnitOfWork } from './session/transaction.ts'
+
+// All of them, so that none is taken from Object.prototype.
+const PLAIN: BeginOptions = { isolationLevel: undefined, readOnly: false, deferrable: false }
 
 /** `fastify.db`: the pool of this process, and sessions outside of a request. */
 export class Database<DB> {
@@ -38,7 +41,7 @@ export class Database<DB> {
     const provideConnection = async <T>(consumer: (connection: SessionConnection) => Promise<T>): Promise<T> => {
       const unit = this.#unit(who, route)
       try {
-        return await consumer(new SessionConnection(unit, {}))
+        return await consumer(new SessionConnection(unit, PLAIN))
       } finally {
         await unit.settle('rollback', 'its statement has ended')
       }
@@ -114,7 +117,7 @@ export class Database<DB> {
     const begin = route.autocommit ? undefined : beginStatement({ ...route, readOnly: isReadOnly })
     const host: UnitHost = {
       who,
-      settings: () => settingsStep({ ...routeSettings(route, isReadOnly), ...settings }),
+      settings: () => settingsStep({ ...routeSettings(route, isReadOnly), ...(settings && ownSettings(settings)) }),
       maxSessionMillis: this.#options.maxSessionMillis,
       isCommitCertain: false,
       log: this.#log,

@@ -61,7 +61,8 @@ async function requestDb(fastify: FastifyInstance, input: RequestDbOptions): Pro
 /** A route's own options, and our settling hook behind all of its others. The HEAD route of a GET comes here too. */
 function markRoute(route: RouteOptions, { slots, onSendLast }: Lifecycle, options: EffectiveOptions): void {
   const { name } = options.pool
-  const own = (route.config as Record<string, unknown> | undefined)?.[name]
+  const config = (route.config ?? {}) as Record<string, unknown>
+  const own = Object.hasOwn(config, name) ? config[name] : undefined
   const effective = checkRouteOptions(options.route, own, `config.${name} of ${String(route.method)} ${route.url}`)
   route.config = { ...route.config, [slots.route]: effective } as typeof route.config & object
   route.onSend = [...[route.onSend ?? []].flat(), onSendLast] as NonNullable<RouteOptions['onSend']>

@@ -299,11 +299,13 @@ function check<Options extends object>(given: Options, checks: Checks, path: str
 }
 
 function checkConnection(options: RequestDbOptions): ClientConfig {
-  const { connectionString, connection } = options
-  if ((connectionString === undefined) === (connection === undefined)) {
-    const got = connection === undefined ? 'neither' : 'both'
+  const { connectionString, connection: given } = options
+  if ((connectionString === undefined) === (given === undefined)) {
+    const got = given === undefined ? 'neither' : 'both'
     throw new InvalidOption('connectionString', 'a connection string here, or else the option connection', got)
   }
+  // An `ssl` that is inherited would not be copied, and the password would go out in the clear.
+  const connection = given && ownOptions(given, 'connection.')
   if (connection?.query_timeout) {
     throw new InvalidOption(
       'connection.query_timeout',
@@ -319,6 +321,12 @@ function checkConnection(options: RequestDbOptions): ClientConfig {
   })
 }
 
+/** With the connection out of sight: the pool is in every event, and whoever logs one should not log its password. */
+function withHidden(value: ClientConfig, options: Omit<EffectivePoolOptions, 'connection'>): EffectivePoolOptions {
+  const all: object = Object.defineProperty(options, 'connection', { value })
+  return Object.freeze(all as EffectivePoolOptions)
+}
+
 /** Checks the options of `register`, fills in the defaults and freezes the result. @throws INVALID_OPTION */
 export function checkOptions(given: RequestDbOptions): EffectiveOptions {
   const options = check(given, pluginChecks, '', FASTIFYS)
@@ -328,9 +336,8 @@ export function checkOptions(given: RequestDbOptions): EffectiveOptions {
   const preparedStatements =
     options.preparedStatements && check(options.preparedStatements, statementChecks, 'preparedStatements.')
   return Object.freeze({
-    pool: Object.freeze({
+    pool: withHidden(connection, {
       name: options.decorator ?? 'db',
-      connection,
       size: pool.size ?? 10,
       maxOverflow: pool.maxOverflow ?? 0,
       timeoutMillis: pool.timeoutMillis ?? 10_000,

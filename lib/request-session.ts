@@ -1,7 +1,7 @@
 import { validateHeaderName, validateHeaderValue } from 'node:http'
 import type { Socket } from 'node:net'
 import type { FastifyBaseLogger, FastifyReply, FastifyRequest } from 'fastify'
-import { SessionEnded } from './errors.ts'
+import { InvalidOption, SessionEnded } from './errors.ts'
 import type { Origin } from './observe/origin.ts'
 import { serverTiming } from './observe/server-timing.ts'
 import type { Who } from './observe/snapshot.ts'
@@ -9,7 +9,7 @@ import type { EffectiveOptions, EffectiveRouteOptions } from './options.ts'
 import type { Step } from './pool/flight.ts'
 import type { Holding } from './pool/ledger.ts'
 import type { Pool } from './pool/pool.ts'
-import { beginStatement, isCommitCertain, routeSettings, settingsStep } from './session/begin.ts'
+import { beginStatement, isCommitCertain, ownSettings, routeSettings, settingsStep } from './session/begin.ts'
 import { makeSession, type Session } from './session/session.ts'
 import { type UnitHost, UnitOfWork } from './session/transaction.ts'
 
@@ -136,7 +136,7 @@ export class RequestSession implements UnitHost {
     const { settings } = this.#options
     return settings === undefined && own === undefined
       ? undefined
-      : settingsStep({ ...own, ...settings?.(this.#request) })
+      : settingsStep({ ...own, ...(settings && ownSettings(settings(this.#request))) })
   }
 
   onFirstUse(): void {
@@ -299,6 +299,9 @@ export class RequestSession implements UnitHost {
     let commits: boolean
     try {
       commits = (this.route.shouldCommit ?? isSuccess)(this.#request, this.#reply)
+      // A promise would be true, whatever it comes to.
+      if (isThenable(commits))
+        throw new InvalidOption('shouldCommit', 'a function that returns true or false', 'a promise')
     } catch (error) {
       return (this.unit.settle('rollback', AFTER_ERROR) ?? Promise.resolve()).then(() => Promise.reject(error))
     }
@@ -341,6 +344,8 @@ function isGone(request: FastifyRequest, reply: FastifyReply): boolean {
   const { stream, destroyed } = reply.raw as { stream?: { destroyed: boolean }; destroyed: boolean }
   return destroyed || stream?.destroyed === true || request.raw.aborted || request.raw.socket.destroyed
 }
+
+const isThenable = (value: unknown) => typeof (value as { then?: unknown } | null | undefined)?.then === 'function'
 
 function isWebResponse(payload: unknown): payload is Response {
   return Object.prototype.toString.call(payload) === '[object Response]'

@@ -37,6 +37,7 @@ export class Audience {
       'content-type': 'text/event-stream; charset=utf-8',
       'cache-control': 'no-store',
       'x-content-type-options': 'nosniff',
+      'cross-origin-resource-policy': 'same-origin',
       'x-accel-buffering': 'no',
       // The end of the stream is the end of the connection, so that it does not keep the server from closing.
       ...(request.raw.httpVersionMajor === 1 && { connection: 'close' }),

@@ -9,7 +9,8 @@ export interface DashboardOptions {
   decorator?: string | undefined
   /**
    * Whether this request may see the page; only `true` lets it in, what it throws is an answer like any other error.
-   * Default: only who comes from this machine itself, to it by the name of localhost, and through no proxy.
+   * Default: only who comes from this machine itself, to it by the name of localhost, through no proxy that shows, and
+   * from no page of another site.
    */
   allow?: ((request: FastifyRequest) => boolean | Promise<boolean>) | undefined
   /** Time between two updates of an open page, in milliseconds, from 100 to 60 000. Default 500. */

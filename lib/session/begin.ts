@@ -1,5 +1,6 @@
 import { InvalidOption } from '../errors.ts'
 import type { EffectiveRouteOptions, IsolationLevel, SettingValue } from '../options.ts'
+import { ownOptions } from '../own-options.ts'
 import { Step } from '../pool/flight.ts'
 
 /** How a transaction begins. */
@@ -23,13 +24,25 @@ export function isCommitCertain({ isolationLevel, readOnly, deferrable }: BeginO
   return readOnly === true && (isolationLevel !== 'serializable' || deferrable === true)
 }
 
+/** What the app says `settings` are. @throws INVALID_OPTION where all of them would be passed over, such as a promise's */
+export function ownSettings(settings: Record<string, SettingValue>): Record<string, SettingValue> {
+  const kind = Object.prototype.toString.call(settings).slice(8, -1).toLowerCase()
+  // Nobody's tenant may be everybody's to the policies.
+  if (kind !== 'object') throw new InvalidOption('settings', 'an object of names and values', kind)
+  return ownOptions(settings, 'settings.')
+}
+
 /** The statement that sets run-time parameters until the end of the transaction; undefined where there are none. */
 export function settingsStep(settings: Record<string, SettingValue>): Step | undefined {
   const values: string[] = []
   for (const [name, value] of Object.entries(settings)) {
     // A tenant that is undefined must stop the request, not show it everybody's rows.
     if (!['string', 'number', 'boolean'].includes(typeof value)) {
-      throw new InvalidOption(`settings['${name}']`, 'a string, number or boolean', String(value))
+      throw new InvalidOption(
+        `settings['${name}']`,
+        'a string, number or boolean',
+        value === null ? 'null' : typeof value,
+      )
     }
     values.push(name, String(value))
   }

@@ -40,7 +40,8 @@ t.test('answers and refusals are kept apart', async (t) => {
   const { asked, served, refused, wrong } = await openLoop({ ...LOAD, port })
   t.equal(wrong, 0)
   t.ok(served.length > 0 && refused.length > 2 * served.length)
-  t.ok(served.length + refused.length <= asked + 1)
+  // What was asked in the warm-up may be answered after it.
+  t.ok(served.length + refused.length <= asked + 1 + (LOAD.perSecond * LOAD.warmUpMillis) / 1000)
   t.ok([...served, ...refused].every((millis) => millis > 0))
 })
 

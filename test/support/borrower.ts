@@ -1,7 +1,9 @@
 import type { FastifyInstance } from 'fastify'
-import type { Session, SessionOptions } from '../../lib/index.ts'
+import type { Session, SessionOptions, Snapshot } from '../../lib/index.ts'
+import { eventually } from './eventually.ts'
 import { gate } from './gate.ts'
 import { pidOf } from './notebook.ts'
+import type { Test } from './test.ts'
 
 /** Somebody outside of a request who asks for a connection, and keeps it until told otherwise. */
 export interface Borrower {
@@ -41,4 +43,33 @@ export async function borrowMany(app: FastifyInstance, count: number): Promise<B
   const borrowers = Array.from({ length: count }, () => borrow(app))
   await Promise.all(borrowers.map(({ got }) => got))
   return borrowers
+}
+
+/** Ends them all, well; resolves with their backends. */
+export const endAll = (borrowers: readonly Borrower[]) =>
+  Promise.all(borrowers.map((one) => one.end().then(() => one.got)))
+
+/** Connections open, idle, checked out and beyond the size, and how many wait. */
+export const counts = ({ open, idle, checkedOut, overflow, waiting }: Snapshot) => [
+  open,
+  idle,
+  checkedOut,
+  overflow,
+  waiting,
+]
+
+/** Resolves when `counts` are these. */
+export async function comesTo(app: FastifyInstance, expected: number[]): Promise<void> {
+  await eventually(() => String(counts(app.db.snapshot())) === String(expected), {
+    describe: () => `open, idle, checkedOut, overflow, waiting: ${counts(app.db.snapshot())}, not ${expected}`,
+  })
+}
+
+/** Asserts what every pool must come to when nobody wants it any more. */
+export async function isSound(t: Test, app: FastifyInstance): Promise<void> {
+  await eventually(() => app.db.snapshot().open === app.db.snapshot().idle)
+  const { totals, open, waiting, size, checkedOut } = app.db.snapshot()
+  t.ok(open <= size, `${open} of ${size} are open`)
+  t.strictSame([checkedOut, waiting], [0, 0])
+  t.equal(open, totals.opened - totals.closed - totals.recycled - totals.invalidated, 'all that were opened are known')
 }

@@ -1,7 +1,7 @@
 import { sql } from 'kysely'
 import type { PoolOptions, RequestDbOptions } from '../../../lib/index.ts'
 import { buildApp } from '../../support/app.ts'
-import { type Borrower, borrow, borrowMany } from '../../support/borrower.ts'
+import { type Borrower, borrow, borrowMany, endAll } from '../../support/borrower.ts'
 import { takeClock } from '../../support/clock.ts'
 import { createDatabase } from '../../support/database.ts'
 import { eventually } from '../../support/eventually.ts'
@@ -46,13 +46,6 @@ async function setUp(t: Test, pool: PoolOptions, handler: Handler = () => 'ok', 
   return { app, proxy, clock, post, stale }
 }
 
-const endAll = (borrowers: readonly Borrower[]) =>
-  Promise.all(
-    borrowers.map(async (one) => {
-      await one.end()
-      return one.got
-    }),
-  )
 const pings = (flights: string[][]) => flights.filter((flight) => flight.length === 0).length
 
 test('neither a first connection nor one that replaces a dead one is pinged', async (t) => {
@@ -172,6 +165,7 @@ inBothModes(
     const handler: Handler = async (db) => {
       await add(db, 'lost')
       await terminate(database, await pidOf(db))
+      await eventually(() => db.state === 'failed')
       await t.rejects(db.commit(), LOST)
       t.equal(db.state, 'idle')
       await add(db, 'kept')
