@@ -306,6 +306,10 @@ function checkConnection(options: RequestDbOptions): ClientConfig {
   }
   // An `ssl` that is inherited would not be copied, and the password would go out in the clear.
   const connection = given && ownOptions(given, 'connection.')
+  if (connection && Object.hasOwn(connection, '__proto__')) {
+    // Written into JSON. pg makes a copy, which would get this prototype, and could take its `ssl` from there.
+    throw new InvalidOption('connection.__proto__', 'an option of the object itself', 'a prototype')
+  }
   if (connection?.query_timeout) {
     throw new InvalidOption(
       'connection.query_timeout',

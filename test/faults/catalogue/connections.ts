@@ -2,7 +2,7 @@ import { sql } from 'kysely'
 import { takeClock } from '../../support/clock.ts'
 import { createDatabase } from '../../support/database.ts'
 import { eventually } from '../../support/eventually.ts'
-import { add, isGone, notesIn, pidOf, terminate } from '../../support/notebook.ts'
+import { add, notesIn, pidOf, terminate } from '../../support/notebook.ts'
 import { scenario, writes } from '../../support/scenario.ts'
 import { NOTES } from '../../support/schema.ts'
 import { ownServer } from '../../support/server.ts'
@@ -70,8 +70,8 @@ for (const setting of ['idle_in_transaction_session_timeout', 'transaction_timeo
       handler: async (db) => {
         await sql`select set_config(${setting}, '100', true)`.execute(db)
         await add(db, 'lost')
-        const pid = await pidOf(db)
-        await eventually(() => isGone(database, pid))
+        // Not only that the backend is gone, but that the news has come.
+        await eventually(() => scene.app.db.snapshot().totals.invalidated === 1)
       },
     })
     return { answers: [await scene.post()], expected: [LOST], rows: [], connection: 'gone' }

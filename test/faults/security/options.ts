@@ -148,6 +148,21 @@ test('TLS that a connection inherits is refused: it would be left out, and the p
 })
 
 for (const [what, text] of [
+  ['TLS', '{ "__proto__": { "ssl": { "rejectUnauthorized": false } } }'],
+  ['a timeout', '{ "__proto__": { "query_timeout": 5 } }'],
+] as const) {
+  test(`${what} in a prototype that is written into JSON is refused: pg would take it from its copy`, async (t) => {
+    const { app, connectionString } = handmade(t, database)
+    app.register(requestDb, { connection: { ...JSON.parse(text), connectionString } as ClientConfig })
+    await t.rejects(Promise.resolve(app.ready()), {
+      code: 'FST_REQUEST_DB_INVALID_OPTION',
+      message: /connection\.__proto__/,
+    })
+    t.strictSame(await database.backends(), [])
+  })
+}
+
+for (const [what, text] of [
   ['config.db', '{ "db": { "__proto__": { "autocommit": true } } }'],
   ['config.db.constructor', '{ "db": { "constructor": { "prototype": { "polluted": true } } } }'],
 ] as const) {
