@@ -1,6 +1,7 @@
 import type { FastifyBaseLogger } from 'fastify'
 import { Kysely } from 'kysely'
 import { type RequestDbError, Unavailable } from './errors.ts'
+import { runJob } from './job.ts'
 import type { ObservedPool, Snapshot, Who } from './observe/snapshot.ts'
 import {
   checkSessionOptions,
@@ -52,7 +53,8 @@ export class Database<DB> {
   /**
    * Runs `fn` in a session of its own, with the guarantees a request has: commits when `fn` resolves, rolls back when it
    * rejects. For jobs, scripts, and what must be kept although the request fails.
-   * @throws whatever `fn` throws, and what the pool and COMMIT can throw. SQLAlchemy: `with Session.begin()`.
+   * @throws whatever `fn` throws, what the pool and COMMIT can throw, RETRIES_EXHAUSTED, and the reason of `signal`, or a
+   * `TimeoutError` after `deadlineMillis`: by then the connection is back. SQLAlchemy: `with Session.begin()`.
    */
   session<T>(fn: (session: Session<DB>) => Promise<T>): Promise<T>
   session<T>(options: SessionOptions, fn: (session: Session<DB>) => Promise<T>): Promise<T>
@@ -63,15 +65,24 @@ export class Database<DB> {
     const fn = (typeof first === 'function' ? first : second) as (session: Session<DB>) => Promise<T>
     const { route, options } = checkSessionOptions(this.#options.route, typeof first === 'function' ? {} : first)
     const begin: BeginOptions = { ...route, readOnly: route.readOnly === true }
-    const unit = this.#unit({ method: '', route: options.name ?? 'session', requestId: '' }, route, options.settings)
-    try {
-      const result = await fn(makeSession<DB>(unit, begin, this.#options.plugins))
-      await unit.settle('commit', 'its function has returned')
-      return result
-    } catch (error) {
-      await unit.settle('rollback', 'its function has thrown')?.catch(() => {})
-      throw error
-    }
+    const who: Who = { method: '', route: options.name ?? 'session', requestId: '' }
+    const { retry } = route
+    return runJob({
+      name: this.#pool.options.name,
+      fn,
+      make: () => {
+        const unit = this.#unit(who, route, options.settings)
+        return [unit, makeSession<DB>(unit, begin, this.#options.plugins)]
+      },
+      retry,
+      signal: options.signal,
+      deadlineMillis: options.deadlineMillis,
+      isFollowed: this.#options.asyncContext,
+      onRetry: (error, attempt) => {
+        const what = `request-db: attempt ${attempt} of ${retry?.attempts} of ${who.route} failed, and is made again`
+        this.#log.info({ err: error }, what)
+      },
+    })
   }
 
   /** What events on `node:diagnostics_channel` bear as their `pool`. */

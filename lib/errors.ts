@@ -88,6 +88,22 @@ export const SessionEnded = define<[pool: string, why: string]>(
   'This database session has ended (pool "%s"): %s',
 )
 
+/** The last attempt of a route or job with `retry` has failed like those before it. `cause` is what it failed with. */
+export const RetriesExhausted = define<[attempts: number, pool: string]>(
+  'RETRIES_EXHAUSTED',
+  503,
+  true,
+  'None of %s attempts succeeded (pool "%s"): nothing was kept, try again later',
+)
+
+/** `currentSession()` where there is none. Flask-SQLAlchemy: "Working outside of application context". */
+export const NoSession = define<[pool: string, why: string]>(
+  'NO_SESSION',
+  500,
+  false,
+  'currentSession() finds no session (pool "%s"): %s',
+)
+
 /** Two pieces of code use one session in ways that exclude each other. SQLAlchemy: error code `isce`. */
 export const NestedConflict = define<[why: string]>('NESTED_CONFLICT', 500, false, '%s')
 

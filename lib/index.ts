@@ -1,5 +1,7 @@
 import type { FastifyInstance, FastifyPluginAsync, FastifyRequest, RouteOptions } from 'fastify'
 import fp from 'fastify-plugin'
+import { retrying } from './attempts.ts'
+import { findSession, follow } from './context.ts'
 import { Database } from './database.ts'
 import { AlreadyRegistered } from './errors.ts'
 import { Lifecycle } from './lifecycle.ts'
@@ -31,8 +33,9 @@ async function requestDb(fastify: FastifyInstance, input: RequestDbOptions): Pro
   const lifecycle = new Lifecycle(pool, options)
   const { slots } = lifecycle
   fastify.decorate(name, new Database<DatabaseSchema>(pool, options, fastify.log))
-  for (const slot of [slots.reply, slots.session, slots.payload, slots.over, slots.origin])
-    fastify.decorateRequest(slot, null)
+  const { reply, session, payload, over, origin, context } = slots
+  for (const slot of [reply, session, payload, over, origin, context]) fastify.decorateRequest(slot, null)
+  if (options.asyncContext) follow(name)
   fastify.decorateRequest(name, {
     getter(this: FastifyRequest) {
       return lifecycle.session(this)
@@ -41,6 +44,7 @@ async function requestDb(fastify: FastifyInstance, input: RequestDbOptions): Pro
 
   fastify.addHook('onRoute', (route: RouteOptions) => markRoute(route, lifecycle, options))
   fastify.addHook('onRequest', lifecycle.onRequest)
+  if (options.asyncContext) fastify.addHook('preValidation', lifecycle.reenter)
   fastify.addHook('onSend', lifecycle.onSendFirst)
   fastify.addHook('onError', lifecycle.onError)
   fastify.addHook('onResponse', lifecycle.onResponse)
@@ -58,14 +62,26 @@ async function requestDb(fastify: FastifyInstance, input: RequestDbOptions): Pro
   )
 }
 
+/**
+ * The session that the running code belongs to: `request.db` of the request, or that of `fastify.db.session(fn)`, for
+ * registrations with `asyncContext: true`. `decorator` is the registration's name, `'db'` by default.
+ * @throws NO_SESSION outside of both, SESSION_ENDED when it has ended. SQLAlchemy: `async_scoped_session`.
+ */
+export function currentSession(decorator?: string): Session
+export function currentSession<DB>(decorator?: string): Session<DB>
+export function currentSession<DB>(decorator = 'db'): Session<DB> {
+  return findSession(decorator) as unknown as Session<DB>
+}
+
 /** A route's own options, and our settling hook behind all of its others. The HEAD route of a GET comes here too. */
-function markRoute(route: RouteOptions, { slots, onSendLast }: Lifecycle, options: EffectiveOptions): void {
+function markRoute(route: RouteOptions, { slots, onSendLast, open }: Lifecycle, options: EffectiveOptions): void {
   const { name } = options.pool
   const config = (route.config ?? {}) as Record<string, unknown>
   const own = Object.hasOwn(config, name) ? config[name] : undefined
   const effective = checkRouteOptions(options.route, own, `config.${name} of ${String(route.method)} ${route.url}`)
   route.config = { ...route.config, [slots.route]: effective } as typeof route.config & object
   route.onSend = [...[route.onSend ?? []].flat(), onSendLast] as NonNullable<RouteOptions['onSend']>
+  if (effective.retry !== undefined) route.handler = retrying(route.handler, effective.retry, open)
 }
 
 const plugin: FastifyPluginAsync<RequestDbOptions> = fp(requestDb, { fastify: '^5.12.0', name: 'fastify-request-db' })
@@ -84,6 +100,8 @@ export type {
   PrePingOptions,
   PreparedStatementsOptions,
   RequestDbOptions,
+  RetryOn,
+  RetryOptions,
   RouteDbOptions,
   SessionOptions,
   SettingValue,

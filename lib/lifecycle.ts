@@ -1,6 +1,8 @@
 import { IncomingMessage } from 'node:http'
 import { Http2ServerRequest } from 'node:http2'
 import type { FastifyReply, FastifyRequest } from 'fastify'
+import { sessionInAttempt } from './attempts.ts'
+import { type Context, contextOf, hearWithin, within } from './context.ts'
 import { SessionEnded } from './errors.ts'
 import { currentOrigin, enterOrigin, isInside, isTracked, isTrackedFully, Origin, runInside } from './observe/origin.ts'
 import type { Who } from './observe/snapshot.ts'
@@ -35,19 +37,26 @@ export class Lifecycle {
       over: slot('over'),
       route: slot('route'),
       origin: slot('origin'),
+      context: slot('context'),
     }
     this.#pool = pool
     this.#options = options
   }
 
-  /** `request.db`: made when it is first looked at, so that a request without a use for it pays nothing. */
+  /** `request.db`. */
   session(request: FastifyRequest): Session<unknown> {
+    const session = this.open(request)
+    return session.route.retry === undefined ? session.session : sessionInAttempt(session)
+  }
+
+  /** What is behind `request.db`: made when it is first looked at, so that a request without a use for it pays nothing. */
+  open = (request: FastifyRequest): RequestSession => {
     const slots = request as unknown as Slotted
     const known = slots[this.slots.session] as RequestSession | null
     if (known) {
       // Fastify loses the context where it parses the body.
       if (known.origin !== undefined) enterOrigin(known.origin)
-      return known.session
+      return known
     }
     const reply = slots[this.slots.reply] as FastifyReply | null
     if (!reply) {
@@ -66,12 +75,34 @@ export class Lifecycle {
     const over = slots[this.slots.over] as string | null
     if (over) void made.unit.settle('rollback', over)
     slots[this.slots.session] = made
-    return made.session
+    return made
   }
 
   onRequest = (request: FastifyRequest, reply: FastifyReply, done: Done): void => {
     const slots = request as unknown as Slotted
     slots[this.slots.reply] = reply
+    if (this.#options.asyncContext) this.#followed(request, reply, () => this.#track(request, done))
+    else this.#track(request, done)
+  }
+
+  // Whatever the request sets off finds its session. What its streams tell comes from the socket, which is nobody's.
+  #followed(request: FastifyRequest, reply: FastifyReply, go: Done): void {
+    const context = contextOf(this.#pool.options.name, request, () => this.session(request))
+    ;(request as unknown as Slotted)[this.slots.context] = context
+    hearWithin(context, request.raw)
+    hearWithin(context, reply.raw)
+    within(context, go)
+  }
+
+  /** preValidation, where contexts are followed: hooks before may have lost it, and the parser of the body has. */
+  reenter = (request: FastifyRequest, _reply: FastifyReply, done: Done): void => {
+    const context = (request as unknown as Slotted)[this.slots.context] as Context | null
+    if (context === null) done()
+    else within(context, done)
+  }
+
+  #track(request: FastifyRequest, done: Done): void {
+    const slots = request as unknown as Slotted
     if (isTrackedFully()) {
       const { method, routeOptions, id: requestId } = request
       const origin = originOf(request, { method, route: routeOptions.url ?? '', requestId })

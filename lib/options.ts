@@ -14,6 +14,8 @@ export type ShouldCommit = (request: FastifyRequest, reply: FastifyReply) => boo
 export type ResetOnReturn = 'rollback' | 'discard'
 /** What `echo` and `echoPool` take. */
 export type Echo = boolean | 'debug'
+/** Which errors are worth another attempt: their codes, or a rule. */
+export type RetryOn = readonly string[] | ((error: Error) => boolean)
 /** A value of `settings`. */
 export type SettingValue = string | number | boolean
 
@@ -48,6 +50,18 @@ export interface PrePingOptions {
 export interface PreparedStatementsOptions {
   /** How many are kept on each connection, at least 1; the least recently used are closed. Default 100. */
   cacheSize?: number | undefined
+}
+
+/** Runs a route's handler, or a job's function, again in a new transaction. */
+export interface RetryOptions {
+  /** How often it runs at most, the first time included; at least 1. Default 3. */
+  attempts?: number | undefined
+  /**
+   * The codes of the errors after which it runs again, PostgreSQL's SQLSTATEs and this plugin's own, or
+   * `(error) => boolean`. COMMIT_UNKNOWN is never one of them. Default `['40001', '40P01', 'CONNECTION_LOST']`:
+   * a serialization failure, a deadlock, a connection that was lost before COMMIT was sent.
+   */
+  on?: RetryOn | undefined
 }
 
 /** What both the plugin and a single route can say. */
@@ -108,6 +122,8 @@ export interface RequestDbOptions extends SharedOptions {
   processes?: number | undefined
   /** Asks the server once whether it has room for all connections of all processes, over a connection of its own. Default true. */
   capacityCheck?: boolean | undefined
+  /** Lets `currentSession()` find the session of the running request. Default false: it makes every await dearer on Node 20 and 22. SQLAlchemy `async_scoped_session`. */
+  asyncContext?: boolean | undefined
   /** Sends `Server-Timing: db-wait, db-hold, db-busy` with answers of requests that used their session. Default false. */
   serverTiming?: boolean | undefined
 }
@@ -116,6 +132,8 @@ export interface RequestDbOptions extends SharedOptions {
 export interface RouteDbOptions extends SharedOptions {
   /** Sends statements without BEGIN and COMMIT, each its own. Default false. SQLAlchemy `AUTOCOMMIT`. */
   autocommit?: boolean | undefined
+  /** Runs the handler again in a new transaction after a serialization failure and the like. Default false. */
+  retry?: RetryOptions | false | undefined
 }
 
 /** Options of `fastify.db.session(options, fn)`. */
@@ -126,6 +144,12 @@ export interface SessionOptions
   settings?: Record<string, SettingValue> | undefined
   /** What the holder is called in `snapshot()`. Default `'session'`. */
   name?: string | undefined
+  /** Runs `fn` again in a new transaction after a serialization failure and the like. Default false. */
+  retry?: RetryOptions | false | undefined
+  /** Ends the session when it aborts: what runs is cancelled and rolled back, and `session()` rejects with its reason. */
+  signal?: AbortSignal | undefined
+  /** Longest time from the call to the result, all attempts and waits included, in milliseconds; then as with `signal`. Default none. */
+  deadlineMillis?: number | undefined
 }
 
 /** The pool's options as they are in force, SQLAlchemy's `pool.status()` in numbers. */
@@ -156,6 +180,13 @@ export interface EffectiveRouteOptions {
   readonly statementTimeoutMillis: number | false
   readonly isolationLevel: IsolationLevel | undefined
   readonly shouldCommit: ShouldCommit | undefined
+  readonly retry: EffectiveRetry | undefined
+}
+
+/** How often something runs, and after which errors again. */
+export interface EffectiveRetry {
+  readonly attempts: number
+  readonly on: RetryOn
 }
 
 /** All of it, checked, filled up with defaults and frozen. */
@@ -169,6 +200,7 @@ export interface EffectiveOptions {
   readonly echoPool: Echo
   readonly echoParameters: boolean
   readonly serverTiming: boolean
+  readonly asyncContext: boolean
 }
 
 interface Check {
@@ -220,7 +252,7 @@ const shared: Checks = {
   deferrable: boolean,
   statementTimeoutMillis: millisOrFalse,
 }
-export const routeChecks: Checks = { ...shared, autocommit: boolean }
+export const routeChecks: Checks = { ...shared, autocommit: boolean, retry: objectOrFalse }
 const sessionChecks: Checks = {
   isolationLevel: isolation,
   readOnly: boolean,
@@ -229,6 +261,17 @@ const sessionChecks: Checks = {
   statementTimeoutMillis: millisOrFalse,
   settings: object,
   name: typed('a string', 'string'),
+  retry: objectOrFalse,
+  signal: { expected: 'an AbortSignal', test: (value) => value instanceof AbortSignal },
+  deadlineMillis: millis(1),
+}
+export const retryChecks: Checks = {
+  attempts: whole(1),
+  on: {
+    expected: 'a list of codes, or a function (error) => boolean',
+    test: (value) =>
+      typeof value === 'function' || (Array.isArray(value) && value.every((code) => typeof code === 'string')),
+  },
 }
 export const poolChecks: Checks = {
   size: whole(1),
@@ -260,6 +303,7 @@ export const pluginChecks: Checks = {
   processes: whole(1),
   capacityCheck: boolean,
   serverTiming: boolean,
+  asyncContext: boolean,
 }
 // Fastify hands its own options of `register` to the plugin too.
 const FASTIFYS = new Set(['prefix', 'logLevel', 'logSerializers'])
@@ -366,6 +410,7 @@ export function checkOptions(given: RequestDbOptions): EffectiveOptions {
     echoPool: options.echoPool ?? false,
     echoParameters: options.echoParameters ?? false,
     serverTiming: options.serverTiming ?? false,
+    asyncContext: options.asyncContext ?? false,
   })
 }
 
@@ -377,9 +422,23 @@ const ROUTE_DEFAULTS: EffectiveRouteOptions = Object.freeze({
   deferrable: false,
   autocommit: false,
   statementTimeoutMillis: false,
+  retry: undefined,
 })
 
-function mergeRoute(base: EffectiveRouteOptions, over: RouteDbOptions): EffectiveRouteOptions {
+const REPEATABLE = ['40001', '40P01', 'CONNECTION_LOST']
+
+function checkRetry(retry: RouteDbOptions['retry'], path: string): EffectiveRetry | undefined {
+  if (!retry) return undefined
+  const { attempts, on } = check(retry, retryChecks, `${path}retry.`)
+  return Object.freeze({ attempts: attempts ?? 3, on: on ?? REPEATABLE })
+}
+
+function mergeRoute(base: EffectiveRouteOptions, over: RouteDbOptions, path = ''): EffectiveRouteOptions {
+  const retry = checkRetry(over.retry, path)
+  // What its statements have done by themselves cannot be undone.
+  if (retry && (over.autocommit ?? base.autocommit)) {
+    throw new InvalidOption(`${path}retry`, 'a session with transactions', 'autocommit: true')
+  }
   return Object.freeze({
     commitOn: over.commitOn ?? base.commitOn,
     shouldCommit: over.shouldCommit ?? base.shouldCommit,
@@ -388,13 +447,14 @@ function mergeRoute(base: EffectiveRouteOptions, over: RouteDbOptions): Effectiv
     deferrable: over.deferrable ?? base.deferrable,
     autocommit: over.autocommit ?? base.autocommit,
     statementTimeoutMillis: over.statementTimeoutMillis ?? base.statementTimeoutMillis,
+    retry,
   })
 }
 
 /** Checks a route's `config.db` and lays it over the plugin's options. @throws INVALID_OPTION */
 export function checkRouteOptions(base: EffectiveRouteOptions, route: unknown, path: string): EffectiveRouteOptions {
   if (route === undefined) return base
-  return mergeRoute(base, check(route as RouteDbOptions, routeChecks, `${path}.`))
+  return mergeRoute(base, check(route as RouteDbOptions, routeChecks, `${path}.`), `${path}.`)
 }
 
 /** What a session outside of a request goes by. */
@@ -408,5 +468,5 @@ export function checkSessionOptions(base: EffectiveRouteOptions, given: SessionO
   const options = check(given, sessionChecks, 'session.')
   // A plugin-wide rule that needs a request cannot decide for a session without one.
   const plain = typeof base.readOnly === 'function' ? { ...base, readOnly: false } : base
-  return { route: mergeRoute(plain, options), options }
+  return { route: mergeRoute(plain, options, 'session.'), options }
 }

@@ -9,12 +9,21 @@ import type { EffectiveOptions, EffectiveRouteOptions } from './options.ts'
 import type { Step } from './pool/flight.ts'
 import type { Holding } from './pool/ledger.ts'
 import type { Pool } from './pool/pool.ts'
-import { beginStatement, isCommitCertain, ownSettings, routeSettings, settingsStep } from './session/begin.ts'
+import {
+  type BeginOptions,
+  beginStatement,
+  isCommitCertain,
+  ownSettings,
+  routeSettings,
+  settingsStep,
+} from './session/begin.ts'
 import { makeSession, type Session } from './session/session.ts'
 import { type UnitHost, UnitOfWork } from './session/transaction.ts'
 
 export const AFTER_ERROR =
   'the request failed and was rolled back; an error handler that must write uses fastify.db.session(fn)'
+const AFTER_HANDLER = 'its handler has returned, and was committed'
+const AFTER_ATTEMPT = 'its attempt has failed, and the handler runs again with a session of its own'
 export const AFTER_ANSWER = 'the response has been sent'
 const CLIENT_GONE = 'the client has disconnected'
 
@@ -51,6 +60,8 @@ export interface RequestSlots {
   readonly route: symbol
   /** What sessions that are opened in the request know of it. */
   readonly origin: symbol
+  /** Where the request's session can be found from, where that is wanted. */
+  readonly context: symbol
 }
 
 export type Slotted = Record<symbol, unknown>
@@ -58,13 +69,21 @@ export type Slotted = Record<symbol, unknown>
 // These speak of the answer that was to be; the error that takes its place must not be cached or followed.
 const HEADERS_OF_SUCCESS = ['cache-control', 'etag', 'expires', 'last-modified', 'location', 'content-location', 'age']
 
+type Headers = ReturnType<FastifyReply['getHeaders']>
+
+/** A reply as a handler finds it. */
+export interface Found {
+  readonly statusCode: number
+  readonly headers: Headers
+}
+
 /** Lets an answer leave, or, with an error, that in its place. */
 export type Leave = (error?: Error) => void
 
 /** One request's session and its end. Every road leads to `unit.settle`. */
 export class RequestSession implements UnitHost {
-  readonly unit: UnitOfWork
-  readonly session: Session<unknown>
+  unit: UnitOfWork
+  session: Session<unknown>
   readonly route: EffectiveRouteOptions
   /** Our last onSend hook is the last of its route. */
   readonly isMarked: boolean
@@ -73,11 +92,14 @@ export class RequestSession implements UnitHost {
   readonly holdings: Holding[] | undefined
   readonly isCommitCertain: boolean
   readonly #options: EffectiveOptions
+  readonly #pool: Pool
+  readonly #begin: BeginOptions
+  readonly #beginSql: string | undefined
   readonly #isReadOnly: boolean
   readonly #request: FastifyRequest
   readonly #reply: FastifyReply
   readonly #slots: RequestSlots
-  readonly #name: string
+  readonly name: string
   #watched: Set<RequestSession> | undefined
   #isUsed = false
   #isFailed = false
@@ -86,7 +108,7 @@ export class RequestSession implements UnitHost {
   #isAnswering = false
   #flushed: Promise<void> | undefined
   // The headers of the answer that waits for its COMMIT, where an error has come behind it.
-  #interrupted: ReturnType<FastifyReply['getHeaders']> | undefined
+  #interrupted: Headers | undefined
   // An answer has passed our hook. In the 404 of `reply.callNotFound()` it passes twice.
   #hasLeft = false
   #isFinished = false
@@ -105,7 +127,8 @@ export class RequestSession implements UnitHost {
     this.#request = request
     this.#reply = reply
     this.#slots = slots
-    this.#name = pool.options.name
+    this.#pool = pool
+    this.name = pool.options.name
     this.#options = options
     const { config, url } = request.routeOptions
     const own = (config as unknown as Slotted)[slots.route] as EffectiveRouteOptions | undefined
@@ -113,12 +136,50 @@ export class RequestSession implements UnitHost {
     this.route = own ?? options.route
     const { autocommit, isolationLevel, deferrable, readOnly } = this.route
     this.#isReadOnly = typeof readOnly === 'function' ? readOnly(request) : readOnly
-    const begin = { isolationLevel, deferrable, readOnly: this.#isReadOnly }
+    this.#begin = { isolationLevel, deferrable, readOnly: this.#isReadOnly }
     this.who = { method: request.method, route: url ?? '', requestId: request.id }
     this.holdings = options.serverTiming ? [] : undefined
-    this.isCommitCertain = isCommitCertain(begin)
-    this.unit = new UnitOfWork(pool, this, autocommit ? undefined : beginStatement(begin))
-    this.session = makeSession(this.unit, begin, options.plugins)
+    this.isCommitCertain = isCommitCertain(this.#begin)
+    this.#beginSql = autocommit ? undefined : beginStatement(this.#begin)
+    ;[this.unit, this.session] = this.#make()
+  }
+
+  #make(): [UnitOfWork, Session<unknown>] {
+    const unit = new UnitOfWork(this.#pool, this, this.#beginSql)
+    return [unit, makeSession(unit, this.#begin, this.#options.plugins)]
+  }
+
+  // For attempts
+
+  /** Whether the handler can run as if it had not run before: nobody is answered, nothing is kept, somebody waits. */
+  get isRepeatable(): boolean {
+    const isAnswered = this.#payload !== null || this.#reply.sent
+    const isOver = this.#isFailed || (this.#request as unknown as Slotted)[this.#slots.over] !== null
+    return !isAnswered && !isOver && !this.unit.hasCommitted && !isGone(this.#request, this.#reply)
+  }
+
+  /** Undoes all, and gives the handler a session and a reply as it found them. */
+  async startAnew(found: Found): Promise<void> {
+    await this.unit.settle('rollback', AFTER_ATTEMPT)?.catch(() => {})
+    ;[this.unit, this.session] = this.#make()
+    this.#restore(found.statusCode, found.headers)
+  }
+
+  /** Commits what is to be committed before its answer is made. What uses the session after that has a new one. */
+  async commitAhead(payload: unknown): Promise<void> {
+    const reply = this.#reply
+    const isNone = payload === undefined && reply.statusCode !== 204
+    if (isNone || payload === reply || reply.sent || this.#payload !== null || isStream(payload)) return
+    if (this.route.commitOn !== 'onSend' || this.unit.ended) return
+    if (isWebResponse(payload)) reply.code(payload.status)
+    if (!this.#commits()) return
+    try {
+      await this.unit.settle('commit', AFTER_HANDLER)
+    } catch (error) {
+      for (const name of HEADERS_OF_SUCCESS) reply.removeHeader(name)
+      throw error
+    }
+    ;[this.unit, this.session] = this.#make()
   }
 
   // For the unit of work
@@ -212,7 +273,7 @@ export class RequestSession implements UnitHost {
   }
 
   #timeoutError(): Error {
-    return new SessionEnded(this.#name, 'the handler timed out and was rolled back, so its answer is not sent')
+    return new SessionEnded(this.name, 'the handler timed out and was rolled back, so its answer is not sent')
   }
 
   #rollBack(): Promise<void> | undefined {
@@ -259,7 +320,7 @@ export class RequestSession implements UnitHost {
   }
 
   /** The error handler has made the answer its own meanwhile. */
-  #restore(statusCode: number, headers: ReturnType<FastifyReply['getHeaders']>): void {
+  #restore(statusCode: number, headers: Headers): void {
     const reply = this.#reply
     for (const name of Object.keys(reply.getHeaders())) if (!(name in headers)) reply.removeHeader(name)
     reply.code(statusCode).headers(headers)
@@ -298,22 +359,29 @@ export class RequestSession implements UnitHost {
     if (isGone(this.#request, this.#reply) && !raw.writableEnded) return this.unit.settle('rollback', CLIENT_GONE)
     let commits: boolean
     try {
-      commits = (this.route.shouldCommit ?? isSuccess)(this.#request, this.#reply)
-      // A promise would be true, whatever it comes to.
-      if (isThenable(commits))
-        throw new InvalidOption('shouldCommit', 'a function that returns true or false', 'a promise')
+      commits = this.#commits()
     } catch (error) {
       return (this.unit.settle('rollback', AFTER_ERROR) ?? Promise.resolve()).then(() => Promise.reject(error))
     }
     return this.unit.settle(commits ? 'commit' : 'rollback', AFTER_ANSWER)
   }
 
+  #commits(): boolean {
+    const commits = (this.route.shouldCommit ?? isSuccess)(this.#request, this.#reply)
+    // A promise would be true, whatever it comes to.
+    if (isThenable(commits)) {
+      throw new InvalidOption('shouldCommit', 'a function that returns true or false', 'a promise')
+    }
+    return commits
+  }
+
   // Fastify calls no hook for many ways in which a client can leave, so we listen where it shows.
   #watch(): void {
     const { raw } = this.#reply
     const { socket } = this.#request.raw
-    if (raw.writableEnded) throw new SessionEnded(this.#name, AFTER_ANSWER)
-    if (isGone(this.#request, this.#reply)) throw new SessionEnded(this.#name, CLIENT_GONE)
+    if (raw.writableEnded) throw new SessionEnded(this.name, AFTER_ANSWER)
+    if (isGone(this.#request, this.#reply)) throw new SessionEnded(this.name, CLIENT_GONE)
+    if (this.#isUsed) return
     this.#isUsed = true
     raw.on('finish', this.#onFinish)
     raw.on('close', this.#onClose)

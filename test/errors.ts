@@ -13,6 +13,7 @@ import { NOTES } from './support/schema.ts'
 import { t, test } from './support/test.ts'
 
 const { PoolTimeout, PoolSaturated, PoolClosed, Unavailable, ConnectionLost, CommitUnknown } = errors
+const { RetriesExhausted, NoSession } = errors
 const { TransactionAborted, SessionEnded, NestedConflict, InvalidOption, AlreadyRegistered, SettleFailed } = errors
 
 const cause = new Error('connect ECONNREFUSED 10.0.0.1:5432')
@@ -74,6 +75,20 @@ const TABLE: { error: RequestDbError; code: string; status: number; retryable: b
     status: 500,
     retryable: false,
     says: /has ended \(pool "db"\): the response has been sent$/,
+  },
+  {
+    error: new RetriesExhausted(3, 'db', { cause }),
+    code: 'RETRIES_EXHAUSTED',
+    status: 503,
+    retryable: true,
+    says: /^None of 3 attempts succeeded \(pool "db"\): nothing was kept, try again later$/,
+  },
+  {
+    error: new NoSession('db', 'call it inside a request', { cause }),
+    code: 'NO_SESSION',
+    status: 500,
+    retryable: false,
+    says: /^currentSession\(\) finds no session \(pool "db"\): call it inside a request$/,
   },
   {
     error: new NestedConflict('await one before the next', { cause }),

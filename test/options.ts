@@ -79,10 +79,7 @@ t.test('names that do not exist are refused, wherever they are', async (t) => {
     [JSON.parse(`{"connectionString": "${connectionString}", "__proto__": {}}`), '__proto__'],
     [{ connectionString, autocommit: true }, 'autocommit'],
     [{ connectionString, undefined: undefined }, 'undefined'],
-    // Left to later: what does nothing yet is not accepted yet.
-    ...['retry', 'reset', 'pooler', 'asyncContext'].map(
-      (name) => [{ connectionString, [name]: undefined }, name] as const,
-    ),
+    [{ connectionString, retry: { attempts: 3 } }, 'retry'],
   ] as const) {
     t.throws(() => check(options), {
       code: 'FST_REQUEST_DB_INVALID_OPTION',
@@ -161,6 +158,7 @@ t.test('the defaults', async (t) => {
       deferrable: false,
       autocommit: false,
       statementTimeoutMillis: false,
+      retry: undefined,
     },
     settings: undefined,
     maxSessionMillis: false,
@@ -169,6 +167,7 @@ t.test('the defaults', async (t) => {
     echoPool: false,
     echoParameters: false,
     serverTiming: false,
+    asyncContext: false,
   })
 })
 
@@ -281,7 +280,7 @@ t.test('a route refuses what it cannot take, and says which route', async (t) =>
   const wrong = [
     ...names.flatMap((name) => WRONG[name]!.map((value) => [name, value] as const)),
     ...notBoolean.map((value) => ['autocommit', value] as const),
-    ...['pool', 'connectionString', 'settings', 'retry', 'toString'].map((name) => [name, undefined] as const),
+    ...['pool', 'connectionString', 'settings', 'retries', 'toString'].map((name) => [name, undefined] as const),
   ]
   for (const [name, value] of wrong) {
     t.throws(() => checkRouteOptions(DEFAULTS, { [name]: value }, ROUTE), {

@@ -1,4 +1,5 @@
 import type { FastifyBaseLogger } from 'fastify'
+import { withoutContext } from '../context.ts'
 import { PoolClosed, PoolSaturated, PoolTimeout, type RequestDbError, sqlStateOf, Unavailable } from '../errors.ts'
 import { Diagnosis } from '../observe/diagnosis.ts'
 import type { ObservedPool, Snapshot } from '../observe/snapshot.ts'
@@ -240,24 +241,29 @@ export class Pool implements ObservedPool {
     const expiresAt = now() + recycleMillis * (0.9 + Math.random() * 0.2)
     const config = { ...connection, connectionTimeoutMillis }
     const since = now()
-    const abort = Connection.open(config, this.#names, expiresAt, (error, opened) => {
+    const onEnd = (error: unknown, opened: Connection | undefined) => {
       this.#connecting.delete(checkOut)
-      if (opened !== undefined) {
-        this.ledger.opened(opened.pid, now() - since)
-        this.#open.add(opened)
-        opened.onDeath = (death) => this.#died(opened, death)
-        this.diagnosis.opened()
-        this.#deliver(checkOut, opened)
-        return
-      }
-      const cause = withText(error as Error)
-      this.ledger.notOpened(cause, now() - since)
-      this.#leave()
-      const { name } = this.options
-      const isOver = this.#isOver(checkOut.borrower)
-      this.#refuse(checkOut, this.#reported(isOver ? new PoolClosed(name) : new Unavailable(name, { cause })))
-    })
+      if (opened === undefined) this.#notOpened(checkOut, withText(error as Error), since)
+      else this.#opened(checkOut, opened, since)
+    }
+    const abort = withoutContext(() => Connection.open(config, this.#names, expiresAt, onEnd))
     this.#connecting.set(checkOut, { since, abort })
+  }
+
+  #opened(checkOut: CheckOut, opened: Connection, since: number): void {
+    this.ledger.opened(opened.pid, now() - since)
+    this.#open.add(opened)
+    opened.onDeath = (death) => this.#died(opened, death)
+    this.diagnosis.opened()
+    this.#deliver(checkOut, opened)
+  }
+
+  #notOpened(checkOut: CheckOut, cause: Error, since: number): void {
+    this.ledger.notOpened(cause, now() - since)
+    this.#leave()
+    const { name } = this.options
+    const isOver = this.#isOver(checkOut.borrower)
+    this.#refuse(checkOut, this.#reported(isOver ? new PoolClosed(name) : new Unavailable(name, { cause })))
   }
 
   #refuse(checkOut: CheckOut, error: RequestDbError): void {

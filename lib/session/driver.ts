@@ -14,6 +14,7 @@ import pg from 'pg'
 import { NestedConflict, PoolSaturated } from '../errors.ts'
 import { mapValues, type Result } from '../pool/flight.ts'
 import { type BeginOptions, beginStatement } from './begin.ts'
+import { surelyReads } from './reads.ts'
 import { currentScope, enter, isFollowed, type Scope } from './scope.ts'
 import type { UnitOfWork } from './transaction.ts'
 
@@ -42,7 +43,7 @@ export class SessionConnection implements DatabaseConnection {
     try {
       const values = mapValues(query.parameters)
       const scope = this.#scope
-      return toQueryResult<R>(await scope.unit.run(scope, query.sql, values))
+      return toQueryResult<R>(await scope.unit.run(scope, query.sql, values, surelyReads(query)))
     } catch (error) {
       throw withCallSite(error)
     }
@@ -61,15 +62,19 @@ export class SessionConnection implements DatabaseConnection {
     const values = mapValues(query.parameters)
     const portal = `request_db_${++portals}`
     const scope = this.#scope
+    const { sql } = query
+    const reads = surelyReads(query)
     if (!scope.unit.isAutocommit) {
-      for await (const rows of scope.unit.read(scope, query.sql, values, portal, chunkSize)) yield { rows: rows as R[] }
+      for await (const rows of scope.unit.read(scope, sql, values, portal, chunkSize, reads))
+        yield { rows: rows as R[] }
       return
     }
     // A portal lives as long as its transaction, so an autocommit session reads in one of its own.
     const child = scope.unit.openChild(beginStatement(this.#begin))
     let outcome: 'commit' | 'rollback' = 'rollback'
     try {
-      for await (const rows of child.read(child.root, query.sql, values, portal, chunkSize)) yield { rows: rows as R[] }
+      for await (const rows of child.read(child.root, sql, values, portal, chunkSize, reads))
+        yield { rows: rows as R[] }
       outcome = 'commit'
     } finally {
       await scope.unit.closeChild(child, outcome)

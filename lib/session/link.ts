@@ -15,6 +15,7 @@ const ROLLBACK = { text: 'ROLLBACK', fixed: true }
 // How long what runs may finish by itself before it is cancelled: a cancel costs a connection of its own.
 const CANCEL_AFTER_MILLIS = 50
 const CANCEL_AGAIN_MILLIS = 500
+const LENT_CANCELS = 3
 const IN_FAILED_TRANSACTION = '25P02'
 
 /** Whose link it is: how its transactions begin, and who is told when it is cut. */
@@ -242,20 +243,20 @@ export class Link implements Borrower, FlightListener {
   async #stop(graceMillis: number): Promise<void> {
     await this.#until(() => this.#phase !== 'departed')
     for (let grace = graceMillis; !this.isQuiet; grace = CANCEL_AGAIN_MILLIS) {
-      await this.#quietWithin(grace)
+      await this.#within(grace, () => this.isQuiet)
       // After an error the server refuses the rest at once anyway.
       if (!this.isQuiet && !this.#failed) await this.cancel()
     }
     await this.#cancelling
   }
 
-  async #quietWithin(millis: number): Promise<void> {
+  async #within(millis: number, isReached: () => boolean): Promise<void> {
     let isOver = false
     const timer = setTimeout(() => {
       isOver = true
       this.#changed()
     }, millis)
-    await this.#until(() => this.isQuiet || isOver)
+    await this.#until(() => isReached() || isOver)
     clearTimeout(timer)
   }
 
@@ -312,8 +313,18 @@ export class Link implements Borrower, FlightListener {
     this.#deadline = undefined
   }
 
-  /** The raw client cannot be taken back from who does not give it back. */
-  killIfLent(why: string): void {
+  /**
+   * Stops what the raw client runs, and takes the connection along: it cannot be had from who does not give it back.
+   * Without the cancel the backend would run on, locks and all, as it does not look whether anybody is still there; and
+   * one that reaches it before the statement does is lost.
+   */
+  async stopLent(why: string): Promise<void> {
+    const isBusy = () => this.#isLent && this.#loan?.holding.isBusy === true
+    for (let tries = 0; tries < LENT_CANCELS && this.#isLent; tries++) {
+      await this.cancel()
+      if (!isBusy()) break
+      await this.#within(CANCEL_AGAIN_MILLIS, () => !isBusy())
+    }
     if (this.#isLent) this.#kill(why)
   }
 
@@ -358,7 +369,10 @@ export class Link implements Borrower, FlightListener {
         return await fn(
           loan.connection.lend({
             asked: (text) => holding.busy(1, text),
-            answered: () => holding.idle(),
+            answered: () => {
+              holding.idle()
+              this.#changed()
+            },
           }),
         )
       } finally {

@@ -58,6 +58,11 @@ export class Scopes<Unit> {
     return this.#stack[this.#stack.length - 1] as Scope<Unit>
   }
 
+  /** `scope` and what it is nested in, outermost first. */
+  around(scope: Scope<Unit>): readonly Scope<Unit>[] {
+    return this.#stack.slice(0, this.#stack.indexOf(scope) + 1)
+  }
+
   get locked(): boolean {
     return this.#locked
   }

@@ -19,6 +19,8 @@ import type pg from 'pg'
 import { mapValues } from '../pool/flight.ts'
 import type { BeginOptions } from './begin.ts'
 import { SessionConnection, sessionConfig, sessionDialect, sessionDriver } from './driver.ts'
+import { keyOf } from './memory.ts'
+import { vouchFor } from './reads.ts'
 import { type Callback, currentScope, nest } from './scope.ts'
 import type { SessionState, UnitOfWork } from './transaction.ts'
 
@@ -119,6 +121,26 @@ export class Session<DB> extends Kysely<DB> {
   }
 
   /**
+   * Runs a read once, and answers the same rows to whoever asks for the same SQL with the same values in this session,
+   * also while it runs. A write, `rollback()`, `commit()` and the end throw it away. Each gets a copy of the rows.
+   * @throws what the read throws, and TypeError for a query that writes. SQLAlchemy: the identity map, for queries.
+   */
+  async remember<Row>(query: Compilable<Row> | CompiledQuery<Row>): Promise<Row[]> {
+    const compiled = 'compile' in query ? query.compile() : query
+    vouchFor(compiled)
+    const scope = currentScope(this.#unit)
+    const key = keyOf(compiled.sql, mapValues(compiled.parameters))
+    const read = async () => (await this.executeQuery<Row>(compiled)).rows
+    return scope.unit.remember(scope, this.#asks(key), read)
+  }
+
+  // The rows that plugins make of an answer are not those of a session without them.
+  #asks(key: string): string {
+    const names = this.#executor.plugins.map((plugin) => nameOf(plugin)).join()
+    return `${names} ${key}`
+  }
+
+  /**
    * Calls `fn` once the commit is certain; never after a rollback, nor when it was registered in a nested transaction
    * that failed. Nobody waits for it, and what it throws is logged. Django: `on_commit`.
    */
@@ -174,6 +196,15 @@ for (const name of ['$extendTables', '$omitTables', '$pickTables']) {
 }
 
 type Tables = Record<string, object>
+
+const pluginNames = new WeakMap<KyselyPlugin, number>()
+let named = 0
+
+function nameOf(plugin: KyselyPlugin): number {
+  const known = pluginNames.get(plugin) ?? ++named
+  pluginNames.set(plugin, known)
+  return known
+}
 
 interface NestedSettings {
   readonly isolationLevel?: KyselyIsolationLevel

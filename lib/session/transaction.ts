@@ -1,5 +1,7 @@
+import { AsyncResource } from 'node:async_hooks'
 import type { FastifyBaseLogger } from 'fastify'
 import type pg from 'pg'
+import { isFollowing } from '../context.ts'
 import {
   CommitUnknown,
   NestedConflict,
@@ -17,6 +19,8 @@ import type { Holding } from '../pool/ledger.ts'
 import type { Pool } from '../pool/pool.ts'
 import { DeferredWrites } from './deferred.ts'
 import { Link, type LinkOwner } from './link.ts'
+import { Memory } from './memory.ts'
+import { hasWritten } from './reads.ts'
 import { type Callback, enter, nest, outside, type Scope, Scopes } from './scope.ts'
 
 /** Whose unit of work it is: what it needs to know, and who is told. */
@@ -49,6 +53,12 @@ export class UnitOfWork implements LinkOwner {
   /** Units that live and end with this one: transactions and streams of an autocommit session. */
   #children: Set<UnitOfWork> | undefined
   #used = false
+  /** Something of it is kept, whatever comes. */
+  hasCommitted = false
+  /** Something other than a read was sent, or is to be. */
+  hasWritten = false
+  /** What it has read with `remember`. */
+  memory: Memory | undefined
   // Why it is over. An error is made of it for whoever still uses it, with the stack of that use.
   #ended: string | RequestDbError | undefined
   #outcome: 'commit' | 'rollback' | undefined
@@ -136,25 +146,49 @@ export class UnitOfWork implements LinkOwner {
   // Statements
 
   /** Sends one statement of `scope` when it is its turn. */
-  run(scope: Scope<UnitOfWork>, text: string, values: unknown[]): Promise<Result> {
+  run(scope: Scope<UnitOfWork>, text: string, values: unknown[], reads: boolean): Promise<Result> {
     const turn = this.#turn(scope)
-    return turn === undefined ? this.#ask(scope, text, values) : this.#askLater(turn, scope, text, values)
+    return turn === undefined ? this.#ask(scope, text, values, reads) : this.#askLater(turn, scope, text, values, reads)
   }
 
-  #ask(scope: Scope<UnitOfWork>, text: string, values: unknown[]): Promise<Result> {
+  #ask(scope: Scope<UnitOfWork>, text: string, values: unknown[], reads: boolean): Promise<Result> {
+    if (!reads) this.owner.memory?.clear()
     return new Promise((resolve, reject) => {
       const step = new Step({ text, values, describe: true }, (error, { result }) => {
-        if (error === undefined) resolve(result as Result)
-        else reject(error)
+        if (error !== undefined) {
+          reject(error)
+          return
+        }
+        if (!reads && hasWritten(text, (result as Result).command)) this.owner.hasWritten = true
+        resolve(result as Result)
       })
       step.event = ObservedStatement.of(this.#link.pool, this.host, text, values)
       this.#post(scope, step)
     })
   }
 
-  async #askLater(first: Promise<void>, scope: Scope<UnitOfWork>, text: string, values: unknown[]): Promise<Result> {
+  async #askLater(
+    first: Promise<void>,
+    scope: Scope<UnitOfWork>,
+    text: string,
+    values: unknown[],
+    reads: boolean,
+  ): Promise<Result> {
     for (let turn: Promise<void> | undefined = first; turn; turn = this.#turn(scope)) await turn
-    return this.#ask(scope, text, values)
+    return this.#ask(scope, text, values, reads)
+  }
+
+  /** The rows of a read that was made in this session already, or is made now by `read`. */
+  remember<Row>(scope: Scope<UnitOfWork>, key: string, read: () => Promise<readonly Row[]>): Promise<Row[]> {
+    this.#assertUsable()
+    this.owner.memory ??= new Memory()
+    return this.owner.memory.rows(this.#scopes.around(scope), key, read)
+  }
+
+  /** Something is changed in ways that nobody can follow. */
+  #isWritten(): void {
+    this.owner.hasWritten = true
+    this.owner.memory?.clear()
   }
 
   /** Opens a portal on a statement and reads its rows in chunks. Other statements of the session may go in between. */
@@ -164,7 +198,9 @@ export class UnitOfWork implements LinkOwner {
     values: unknown[],
     portal: string,
     rows: number,
+    reads: boolean,
   ): AsyncGenerator<unknown[]> {
+    if (!reads) this.#isWritten()
     for (let turn = this.#turn(scope); turn; turn = this.#turn(scope)) await turn
     let step = await this.#statement(scope, { text, values, describe: true, portal, rows })
     const result = step.result as Result
@@ -186,6 +222,7 @@ export class UnitOfWork implements LinkOwner {
   keep(scope: Scope<UnitOfWork>, text: string, values: unknown[]): void {
     this.#assertUsable()
     this.#scopes.assertOpen(scope)
+    this.#isWritten()
     const step = this.#deferred.keep(scope, text, values)
     step.event = ObservedStatement.of(this.#link.pool, this.host, text, values)
   }
@@ -259,6 +296,7 @@ export class UnitOfWork implements LinkOwner {
   /** Undoes a savepoint. Never throws: the error that led here is the one to report. */
   async rollbackTo(scope: Scope<UnitOfWork>): Promise<void> {
     scope.kept = []
+    this.owner.memory?.clear()
     this.#deferred.forgive()
     try {
       if (!this.#scopes.isToEnd(scope) || !this.#link.inTransaction || this.#ended !== undefined) return
@@ -279,6 +317,7 @@ export class UnitOfWork implements LinkOwner {
   async withClient<T>(parent: Scope<UnitOfWork>, fn: (client: pg.Client) => Promise<T>): Promise<T> {
     for (let turn = this.#turn(parent); turn; turn = this.#turn(parent)) await turn
     const scope = this.#scopes.push('client', true)
+    this.#isWritten()
     const link = this.#link
     link.pin()
     try {
@@ -302,7 +341,8 @@ export class UnitOfWork implements LinkOwner {
     if (this.#ended !== undefined) throw this.#endedError()
     const accountable = this.#scopes.accountable(scope)
     this.#scopes.assertOpen(accountable)
-    accountable[end].push(callback)
+    // It will be called by whatever ends the transaction, such as a socket that another request has opened.
+    accountable[end].push(isFollowing() ? AsyncResource.bind(() => outside(callback)) : () => outside(callback))
   }
 
   /** Has the server stop what runs now; its statement fails with 57014. */
@@ -423,8 +463,7 @@ export class UnitOfWork implements LinkOwner {
     const open = this.#scopes.top
     // Half of a nested transaction must not be kept, and its raw client cannot be taken away.
     if (open.kind === 'client') {
-      await this.#link.cancel()
-      this.#link.killIfLent('The session ended while its raw client was lent out')
+      await this.#link.stopLent('The session ended while its raw client was lent out')
     }
     const isUnfinished = open !== this.root || children.length > 0
     if (isUnfinished) failure ??= new NestedConflict(UNAWAITED)
@@ -447,6 +486,7 @@ export class UnitOfWork implements LinkOwner {
       this.#link.commit(this.#deferred.take(this.root), (error, tag) => {
         if (error === undefined && tag === 'COMMIT') {
           this.#link.pool.ledger.totals.commits++
+          this.hasCommitted = true
           this.#committed()
           resolve()
         } else resolve(this.#failCommit(this.#commitError(error)))
@@ -494,6 +534,7 @@ export class UnitOfWork implements LinkOwner {
       link.commit(kept, (error, tag) => {
         if (error === undefined && tag === 'COMMIT') {
           link.pool.ledger.totals.commits++
+          this.hasCommitted = true
           resolve(undefined)
         } else resolve(this.#commitError(error))
       })
@@ -523,13 +564,14 @@ export class UnitOfWork implements LinkOwner {
 
   #callBack(callbacks: Callback[]): void {
     this.#deferred.reset()
+    this.owner.memory?.clear()
     const { root } = this
     if (root.afterCommit.length + root.afterRollback.length === 0) return
     root.afterCommit = []
     root.afterRollback = []
     for (const callback of callbacks) {
       // Asynchronous or not: nobody waits for it, and nobody is answered what it throws.
-      new Promise((resolve) => resolve(outside(callback))).catch((error: unknown) => {
+      new Promise((resolve) => resolve(callback())).catch((error: unknown) => {
         this.host.log.error({ err: error }, 'request-db: a callback of afterCommit or afterRollback failed')
       })
     }

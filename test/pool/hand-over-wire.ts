@@ -86,6 +86,8 @@ const WAYS: ((db: Session, n: number) => unknown)[] = [
 
 /** What a connection must never have seen, in words. */
 function faultsOf({ flights }: Recording): string[] {
+  // What a report asks the server for comes over a connection of its own.
+  if (flights.some(({ statements }) => statements[0]?.includes('pg_blocking_pids'))) return []
   const faults: string[] = []
   let status: 'I' | 'T' | 'E' = 'I'
   let owners = new Set<string>()

@@ -50,6 +50,7 @@ t.test('options of a route become settings where BEGIN cannot say them', async (
     deferrable: false,
     autocommit: false,
     statementTimeoutMillis: false,
+    retry: undefined,
   } as const
   t.equal(routeSettings(route, true), undefined)
   t.strictSame(routeSettings({ ...route, statementTimeoutMillis: 100 }, false), { statement_timeout: 100 })

@@ -185,6 +185,8 @@ export class Scene {
     await nothingIsLeft(t)
     t.strictSame(await notesIn(database), rows, 'what is in the table')
     if (!this.#app) return
+    // DISCARD ALL may still be under way.
+    await isSoWithin(5000, async () => this.app.db.snapshot().open === this.app.db.snapshot().idle)
     this.#assertCounts(totals)
     this.proxy.restore()
     if (next === 'closed') {

@@ -10,8 +10,8 @@ const connectionString = 'postgres://'
 const unknown: RequestDbOptions = { connectionString, poolSize: 5 }
 // @ts-expect-error an unknown option of the pool
 const unknownOfPool: RequestDbOptions = { connectionString, pool: { max: 5 } }
-// @ts-expect-error an option for later is not accepted yet
-const notYet: RequestDbOptions = { connectionString, asyncContext: true }
+// @ts-expect-error retry is an option of routes and jobs
+const retry: RequestDbOptions = { connectionString, retry: { attempts: 3 } }
 // @ts-expect-error a size is a number
 const text: RequestDbOptions = { connectionString, pool: { size: '5' } }
 // @ts-expect-error one of two words
@@ -77,4 +77,4 @@ const session: Session<{ other: { id: number } }> = await app.db.session(async (
 // @ts-expect-error what the pool does is the plugin's business
 app.db.pool.close()
 
-export { autocommit, level, mode, notYet, ping, session, settings, text, unknown, unknownOfPool }
+export { autocommit, level, mode, ping, retry, session, settings, text, unknown, unknownOfPool }
