@@ -99,10 +99,7 @@ const CHANGES: Record<string, [(db: Session) => Promise<unknown>, string[]]> = {
     (db) => db.withClient((client) => client.query("insert into notes (note) values ('two')")),
     ['one', 'two'],
   ],
-  'a write in a nested transaction': [
-    (db) => db.transaction().execute((trx) => add(trx, 'two')),
-    ['one', 'two'],
-  ],
+  'a write in a nested transaction': [(db) => db.transaction().execute((trx) => add(trx, 'two')), ['one', 'two']],
   'a nested transaction that is rolled back': [
     (db) =>
       db
