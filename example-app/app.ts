@@ -25,7 +25,7 @@ export function buildApp({ mailer, logger = false, ...database }: AppOptions): F
     ajv: { customOptions: { removeAdditional: false } },
   })
   app.setErrorHandler(answerFailure)
-  app.register(requestDb, database)
+  app.register(requestDb, { ...database, asyncContext: true })
   // A page of what the pool is doing. Without the option `allow` it is only for this machine.
   app.register(requestDbDashboard, { path: '/db' })
   app.register(airportRoutes)

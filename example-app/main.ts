@@ -9,6 +9,7 @@ import { stopWithNpm } from './npm.ts'
 import { startPostgres } from './postgres.ts'
 import { reasonOf } from './reason.ts'
 import { suggestRoutes } from './repositories/flights.ts'
+import { worker } from './worker.ts'
 
 const HOST = '127.0.0.1'
 const CLOSE_WITHIN_MILLIS = 3000
@@ -53,7 +54,9 @@ async function main(): Promise<void> {
 /** Until somebody wants it to stop. */
 async function serve(port: number, connectionString: string): Promise<void> {
   stopping.signal.throwIfAborted()
-  const app = buildApp({ connectionString, mailer: makeMailer(say), logger: { level: 'warn' } })
+  const mailer = makeMailer(say)
+  const app = buildApp({ connectionString, mailer, logger: { level: 'warn' } })
+  app.register(worker, { mailer })
   try {
     await ready(app, connectionString)
     const url = await app.listen({ port, host: HOST })

@@ -1,4 +1,5 @@
-import type { Generated } from 'kysely'
+import type { Generated, JSONColumnType } from 'kysely'
+import type { Mail } from './mailer.ts'
 
 interface AirportTable {
   iata: string
@@ -29,11 +30,27 @@ interface LegTable {
   flight_id: number
 }
 
+interface AuditTable {
+  id: Generated<number>
+  what: string
+  at: Generated<Date>
+}
+
+/** Mails to be sent: see worker.ts. */
+interface JobTable {
+  id: Generated<number>
+  mail: JSONColumnType<Mail>
+  attempts: Generated<number>
+  due_at: Generated<Date>
+}
+
 declare module 'fastify-request-db' {
   interface DatabaseSchema {
     airports: AirportTable
     flights: FlightTable
     trips: TripTable
     legs: LegTable
+    audit: AuditTable
+    jobs: JobTable
   }
 }

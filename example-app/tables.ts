@@ -43,4 +43,19 @@ export async function createTables(session: Session): Promise<void> {
     .addColumn('flight_id', 'integer', (column) => column.notNull().references('flights.id'))
     .addPrimaryKeyConstraint('legs_pkey', ['trip_id', 'position'])
     .execute()
+  await schema
+    .createTable('audit')
+    .ifNotExists()
+    .addColumn('id', 'integer', (column) => column.primaryKey().generatedAlwaysAsIdentity())
+    .addColumn('what', 'text', (column) => column.notNull())
+    .addColumn('at', 'timestamptz', (column) => column.notNull().defaultTo(sql`now()`))
+    .execute()
+  await schema
+    .createTable('jobs')
+    .ifNotExists()
+    .addColumn('id', 'integer', (column) => column.primaryKey().generatedAlwaysAsIdentity())
+    .addColumn('mail', 'jsonb', (column) => column.notNull())
+    .addColumn('attempts', 'integer', (column) => column.notNull().defaultTo(0))
+    .addColumn('due_at', 'timestamptz', (column) => column.notNull().defaultTo(sql`now()`))
+    .execute()
 }

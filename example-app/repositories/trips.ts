@@ -1,6 +1,8 @@
 import type { Session } from 'fastify-request-db'
 import { jsonArrayFrom } from 'kysely/helpers/postgres'
+import { noteInAudit } from './audit.ts'
 import { giveSeatBack, type Route, SoldOut, takeSeat } from './flights.ts'
+import { enqueueMail } from './jobs.ts'
 
 export interface Booking {
   passenger: string
@@ -69,9 +71,12 @@ export async function cancelTrip(session: Session, id: number) {
     .set({ status: 'cancelled' })
     .where('id', '=', id)
     .where('status', '=', 'booked')
-    .returning('id')
+    .returning(['id', 'email'])
     .executeTakeFirst()
   if (cancelled) {
+    // A mail that must not be lost, as one sent after the commit could be: it is a row, for the worker.
+    enqueueMail(session, { to: cancelled.email, subject: `Your trip ${id} is cancelled` })
+    await noteInAudit(`trip ${id} cancelled`)
     const flights = await session
       .selectFrom('legs')
       .innerJoin('flights', 'flights.id', 'legs.flight_id')
