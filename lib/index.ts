@@ -5,6 +5,7 @@ import { findSession, follow } from './context.ts'
 import { Database } from './database.ts'
 import { AlreadyRegistered } from './errors.ts'
 import { Lifecycle } from './lifecycle.ts'
+import { listen } from './observe/channels.ts'
 import { echoTo } from './observe/echo.ts'
 import {
   checkOptions,
@@ -85,11 +86,13 @@ function markRoute(route: RouteOptions, { slots, onSendLast, open }: Lifecycle, 
 }
 
 const plugin: FastifyPluginAsync<RequestDbOptions> = fp(requestDb, { fastify: '^5.12.0', name: 'fastify-request-db' })
+// For require('fastify-request-db'), which is the plugin: what import has beside it.
+Object.assign(plugin, { default: plugin, requestDb: plugin, currentSession, listen })
 
 export type { Database } from './database.ts'
 export type { RequestDbError } from './errors.ts'
 export type { Cause, Verdict } from './observe/cause.ts'
-export { type Events, listen } from './observe/channels.ts'
+export type { Events } from './observe/channels.ts'
 export type { HolderGroup, Report, WaiterGroup } from './observe/report.ts'
 export type { HolderSnapshot, ObservedPool, Snapshot, Totals, WaiterSnapshot, Who } from './observe/snapshot.ts'
 export type {
@@ -110,7 +113,7 @@ export type {
 export type { Callback } from './session/scope.ts'
 export type { SessionState } from './session/transaction.ts'
 // So that require('fastify-request-db') is the plugin.
-export { plugin as default, plugin as requestDb, plugin as 'module.exports' }
+export { listen, plugin as default, plugin as requestDb, plugin as 'module.exports' }
 
 declare module 'fastify' {
   interface FastifyInstance {
