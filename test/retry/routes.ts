@@ -1,6 +1,8 @@
 import { sql } from 'kysely'
 import { createDatabase } from '../support/database.ts'
+import { eventually } from '../support/eventually.ts'
 import { gate } from '../support/gate.ts'
+import { openHttp } from '../support/http-client.ts'
 import { holds, inBothModes } from '../support/modes.ts'
 import { add, notesIn, pidOf, terminate } from '../support/notebook.ts'
 import { oneRoute } from '../support/one-route.ts'
@@ -454,4 +456,53 @@ test('a retry that cannot be is refused when the route is declared', async (t) =
       },
     )
   }
+})
+
+test('the HEAD route of a GET makes as many attempts as it, and no more', async (t) => {
+  const runs = { GET: 0, HEAD: 0 }
+  const { app } = await oneRoute(t, database, () => {}, {
+    beside: (app) => {
+      app.get('/both', { config: { db: { retry: { attempts: 3 } } } }, async ({ db, method }) => {
+        runs[method as 'GET']++
+        await raise('40001').execute(db)
+      })
+    },
+  })
+  for (const method of ['GET', 'HEAD'] as const) t.equal((await app.inject({ method, url: '/both' })).statusCode, 503)
+  t.strictSame(runs, { GET: 3, HEAD: 3 })
+})
+
+test('a client that leaves between two attempts is the end of them', async (t) => {
+  let runs = 0
+  const { app } = await oneRoute(t, database, () => {}, {
+    beside: (app) => {
+      app.post('/left', { config: { db: { retry: { attempts: 1000 } } } }, async ({ db }) => {
+        await add(db, `run ${++runs}`)
+        if (runs === 2) client.destroy()
+        await raise('40001').execute(db)
+      })
+    },
+  })
+  const client = await openHttp(t, app)
+  client.send('POST', '/left', { body: {} })
+  await eventually(() => runs >= 2)
+  await holds(t, database, [])
+  const after = runs
+  await app.db.ping()
+  t.ok(runs <= after + 1)
+})
+
+test('a handler timeout is the end of them too', async (t) => {
+  let runs = 0
+  const { app } = await oneRoute(t, database, () => {}, {
+    beside: (app) => {
+      app.get('/slow', { handlerTimeout: 200, config: { db: { retry: { attempts: 1000 } } } }, async ({ db }) => {
+        runs++
+        await raise('40001').execute(db)
+      })
+    },
+  })
+  t.equal((await app.inject('/slow')).statusCode, 503)
+  await holds(t, database, [])
+  t.ok(runs < 1000)
 })

@@ -1,6 +1,7 @@
 // What must compile, as a user writes it, against the built package.
 import Fastify, { type FastifyInstance, type FastifyPluginAsync, type FastifyReply, type FastifyRequest } from 'fastify'
 import requestDb, {
+  currentSession,
   type Database,
   type DatabaseSchema,
   type HolderSnapshot,
@@ -8,6 +9,7 @@ import requestDb, {
   type Report,
   type RequestDbError,
   type RequestDbOptions,
+  type RetryOptions,
   type RouteDbOptions,
   requestDb as requestDbByName,
   type Session,
@@ -188,9 +190,30 @@ declare module 'fastify' {
 await app.register(requestDb, { connectionString: 'postgres://', decorator: 'archive' })
 app.get('/archive', (request) => request.archive.selectFrom('entries').select('id').execute())
 
+// A session found rather than handed over.
+const found = () => currentSession()
+same<ReturnType<typeof found>, Session>(true)
+const repository = (db: Kysely<DatabaseSchema>) => db.selectFrom('trips').selectAll().execute()
+const read = () => repository(currentSession())
+const archived = () => currentSession<Archive>('archive').selectFrom('entries').select('id').execute()
+
+// Attempts, signals, deadlines, remembered reads.
+const retry: RetryOptions = { attempts: 5, on: ['40001', 'CONNECTION_LOST'] }
+app.get('/retried', { config: { db: { retry, isolationLevel: 'serializable' } } }, async ({ db }) => {
+  const trips = await db.remember(db.selectFrom('trips').select('note'))
+  same<typeof trips, { note: string }[]>(true)
+  const raw = await db.remember(sql<{ one: number }>`select 1 as one`.compile(db))
+  same<typeof raw, { one: number }[]>(true)
+})
+app.get('/unrepeated', { config: { db: { retry: false } } }, async () => {})
+await app.db.session(
+  { signal: AbortSignal.timeout(1000), deadlineMillis: 5000, retry: { on: (error: Error) => error.name === 'x' } },
+  async () => {},
+)
+
 app.setErrorHandler((error: RequestDbError, _request, reply) => {
   if (error.retryable && error.code === 'FST_REQUEST_DB_POOL_TIMEOUT') reply.headers(error.headers ?? {})
   reply.code(error.statusCode ?? 500).send(error)
 })
 
-export { holder, totals }
+export { archived, holder, read, totals }

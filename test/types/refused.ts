@@ -70,6 +70,12 @@ await app.db.session({ readOnly: true })
 await app.db.session({ readOnly: () => true }, async () => {})
 // @ts-expect-error when to commit is a matter of requests
 await app.db.session({ commitOn: 'onSend' }, async () => {})
+// @ts-expect-error an AbortController is not its signal
+await app.db.session({ signal: new AbortController() }, async () => {})
+// @ts-expect-error codes are a list, or a rule
+await app.db.session({ retry: { on: '40001' } }, async () => {})
+// @ts-expect-error what is remembered is a query
+await app.db.session((db) => db.remember('select 1'))
 // @ts-expect-error the tables of another database
 const session: Session<{ other: { id: number } }> = await app.db.session(async (db) => db)
 // @ts-expect-error a snapshot is read
