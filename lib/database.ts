@@ -1,17 +1,11 @@
-import type { FastifyBaseLogger } from 'fastify'
 import { Kysely } from 'kysely'
+import type { Engine } from './engine.ts'
 import { type RequestDbError, Unavailable } from './errors.ts'
 import { runJob } from './job.ts'
 import type { ObservedPool, Snapshot, Who } from './observe/snapshot.ts'
-import {
-  checkSessionOptions,
-  type EffectiveOptions,
-  type EffectiveRouteOptions,
-  type SessionOptions,
-} from './options.ts'
+import { checkSessionOptions, type EffectiveRouteOptions, type SessionOptions } from './options.ts'
 import { callingOrigin } from './pool/ledger.ts'
 import type { Loan } from './pool/loan.ts'
-import type { Pool } from './pool/pool.ts'
 import { now } from './pool/queue.ts'
 import { type BeginOptions, beginStatement, ownSettings, routeSettings, settingsStep } from './session/begin.ts'
 import { SessionConnection } from './session/driver.ts'
@@ -21,6 +15,11 @@ import { type UnitHost, UnitOfWork } from './session/transaction.ts'
 // All of them, so that none is taken from Object.prototype.
 const PLAIN: BeginOptions = { isolationLevel: undefined, readOnly: false, deferrable: false }
 
+const engines = new WeakMap<object, Engine>()
+
+/** What is behind a `fastify.db`; undefined for anything else. */
+export const engineOf = (database: object): Engine | undefined => engines.get(database)
+
 /** `fastify.db`: the pool of this process, and sessions outside of a request. */
 export class Database<DB> {
   /**
@@ -28,17 +27,15 @@ export class Database<DB> {
    * `transaction()` is a transaction on one connection. SQLAlchemy: `engine.connect()` with AUTOCOMMIT.
    */
   readonly kysely: Kysely<DB>
-  readonly #pool: Pool
-  readonly #options: EffectiveOptions
-  readonly #log: FastifyBaseLogger
+  readonly #engine: Engine
 
   /** Made by the plugin. */
-  constructor(pool: Pool, options: EffectiveOptions, log: FastifyBaseLogger) {
-    this.#pool = pool
-    this.#options = options
-    this.#log = log
+  constructor(engine: Engine) {
+    this.#engine = engine
+    engines.set(this, engine)
+    const { options } = engine
     const who: Who = { method: '', route: 'kysely', requestId: '' }
-    const { route } = checkSessionOptions(this.#options.route, { autocommit: true })
+    const { route } = checkSessionOptions(options.route, { autocommit: true })
     const provideConnection = async <T>(consumer: (connection: SessionConnection) => Promise<T>): Promise<T> => {
       const unit = this.#unit(who, route)
       try {
@@ -63,42 +60,42 @@ export class Database<DB> {
     second?: (session: Session<DB>) => Promise<T>,
   ): Promise<T> {
     const fn = (typeof first === 'function' ? first : second) as (session: Session<DB>) => Promise<T>
-    const { route, options } = checkSessionOptions(this.#options.route, typeof first === 'function' ? {} : first)
+    const { route, options } = checkSessionOptions(this.#engine.options.route, typeof first === 'function' ? {} : first)
     const begin: BeginOptions = { ...route, readOnly: route.readOnly === true }
     const who: Who = { method: '', route: options.name ?? 'session', requestId: '' }
     const { retry } = route
     return runJob({
-      name: this.#pool.options.name,
+      name: this.#engine.pool.options.name,
       fn,
       make: () => {
         const unit = this.#unit(who, route, options.settings)
-        return [unit, makeSession<DB>(unit, begin, this.#options.plugins)]
+        return [unit, makeSession<DB>(unit, begin, this.#engine.options.plugins)]
       },
       retry,
       signal: options.signal,
       deadlineMillis: options.deadlineMillis,
-      isFollowed: this.#options.asyncContext,
+      isFollowed: this.#engine.options.asyncContext,
       onRetry: (error, attempt) => {
         const what = `request-db: attempt ${attempt} of ${retry?.attempts} of ${who.route} failed, and is made again`
-        this.#log.info({ err: error }, what)
+        this.#engine.log.info({ err: error }, what)
       },
     })
   }
 
   /** What events on `node:diagnostics_channel` bear as their `pool`. */
   get pool(): ObservedPool {
-    return this.#pool
+    return this.#engine.pool
   }
 
   /** The pool at this moment, as plain data. SQLAlchemy: `pool.status()`. */
   snapshot(): Snapshot {
-    return this.#pool.snapshot()
+    return this.#engine.pool.snapshot()
   }
 
   /** Takes a connection and has the server answer on it. Resolves with the round trip in milliseconds. @throws what a session's first statement throws. */
   ping(): Promise<number> {
     return new Promise((resolve, reject) => {
-      const { name, prePing, settleTimeoutMillis } = this.#pool.options
+      const { name, prePing, settleTimeoutMillis } = this.#engine.pool.options
       const refused = (error: RequestDbError) => reject(error)
       const granted = (loan: Loan) => {
         const since = now()
@@ -110,9 +107,9 @@ export class Database<DB> {
       }
       const who = { method: '', route: 'ping', requestId: '' }
       const deaf = { caughtUp: () => {}, overdue: () => {}, lost: () => {}, evict: () => {} }
-      this.#pool.checkOut({
+      this.#engine.pool.checkOut({
         who,
-        log: this.#log,
+        log: this.#engine.log,
         origin: undefined,
         isEnding: false,
         canFollow: false,
@@ -129,14 +126,14 @@ export class Database<DB> {
     const host: UnitHost = {
       who,
       settings: () => settingsStep({ ...routeSettings(route, isReadOnly), ...(settings && ownSettings(settings)) }),
-      maxSessionMillis: this.#options.maxSessionMillis,
+      maxSessionMillis: this.#engine.options.maxSessionMillis,
       isCommitCertain: false,
-      log: this.#log,
+      log: this.#engine.log,
       origin: callingOrigin(),
       holdings: undefined,
       onFirstUse: () => {},
       onCut: () => {},
     }
-    return new UnitOfWork(this.#pool, host, begin)
+    return new UnitOfWork(this.#engine.pool, host, begin)
   }
 }

@@ -3,6 +3,7 @@ import fp from 'fastify-plugin'
 import { retrying } from './attempts.ts'
 import { findSession, follow } from './context.ts'
 import { Database } from './database.ts'
+import { Engine } from './engine.ts'
 import { AlreadyRegistered } from './errors.ts'
 import { Lifecycle } from './lifecycle.ts'
 import { listen } from './observe/channels.ts'
@@ -14,7 +15,6 @@ import {
   type RequestDbOptions,
   type RouteDbOptions,
 } from './options.ts'
-import { Pool } from './pool/pool.ts'
 import type { Session as SessionOf } from './session/session.ts'
 
 /** Your tables. Merge them in: `declare module 'fastify-request-db' { interface DatabaseSchema { trips: TripTable } }`. */
@@ -29,11 +29,11 @@ async function requestDb(fastify: FastifyInstance, input: RequestDbOptions): Pro
   const { name } = options.pool
   if (fastify.hasDecorator(name) || fastify.hasRequestDecorator(name)) throw new AlreadyRegistered(name)
 
-  const pool = new Pool(options.pool, fastify.log)
-  const stopEcho = echoTo(pool, options)
-  const lifecycle = new Lifecycle(pool, options)
+  const engine = new Engine(options, fastify.log)
+  const stopEcho = echoTo(engine.pool, options)
+  const lifecycle = new Lifecycle(engine)
   const { slots } = lifecycle
-  fastify.decorate(name, new Database<DatabaseSchema>(pool, options, fastify.log))
+  fastify.decorate(name, new Database<DatabaseSchema>(engine))
   const { reply, session, payload, over, origin, context } = slots
   for (const slot of [reply, session, payload, over, origin, context]) fastify.decorateRequest(slot, null)
   if (options.asyncContext) follow(name)
@@ -51,10 +51,10 @@ async function requestDb(fastify: FastifyInstance, input: RequestDbOptions): Pro
   fastify.addHook('onResponse', lifecycle.onResponse)
 
   fastify.addHook('preClose', (done) => {
-    pool.startClosing()
+    engine.startClosing()
     done()
   })
-  fastify.addHook('onClose', () => pool.close().finally(stopEcho))
+  fastify.addHook('onClose', () => engine.close().finally(stopEcho))
 
   const { connection: _, ...sizes } = options.pool
   fastify.log.info(

@@ -3,11 +3,10 @@ import { Http2ServerRequest } from 'node:http2'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { sessionInAttempt } from './attempts.ts'
 import { type Context, contextOf, hearWithin, within } from './context.ts'
+import type { Engine } from './engine.ts'
 import { SessionEnded } from './errors.ts'
 import { currentOrigin, enterOrigin, isInside, isTracked, isTrackedFully, Origin, runInside } from './observe/origin.ts'
 import type { Who } from './observe/snapshot.ts'
-import type { EffectiveOptions } from './options.ts'
-import type { Pool } from './pool/pool.ts'
 import {
   AFTER_ANSWER,
   AFTER_ERROR,
@@ -24,11 +23,11 @@ type Done = () => void
 /** When a request's session settles: the hooks, as plain functions of request and reply. */
 export class Lifecycle {
   readonly slots: RequestSlots
-  readonly #pool: Pool
-  readonly #options: EffectiveOptions
+  readonly #engine: Engine
+  readonly #name: string
 
-  constructor(pool: Pool, options: EffectiveOptions) {
-    const { name } = pool.options
+  constructor(engine: Engine) {
+    const { name } = engine.options.pool
     const slot = (what: string) => Symbol(`fastify-request-db ${name} ${what}`)
     this.slots = {
       reply: slot('reply'),
@@ -39,8 +38,8 @@ export class Lifecycle {
       origin: slot('origin'),
       context: slot('context'),
     }
-    this.#pool = pool
-    this.#options = options
+    this.#engine = engine
+    this.#name = name
   }
 
   /** `request.db`. */
@@ -61,11 +60,11 @@ export class Lifecycle {
     const reply = slots[this.slots.reply] as FastifyReply | null
     if (!reply) {
       throw new SessionEnded(
-        this.#pool.options.name,
+        this.#name,
         'it begins with the onRequest hook of fastify-request-db: register that before hooks that use it',
       )
     }
-    const made = new RequestSession(this.#pool, this.#options, request, reply, this.slots)
+    const made = new RequestSession(this.#engine, request, reply, this.slots)
     if (isTracked()) {
       const origin = (slots[this.slots.origin] as Origin | null) ?? originOf(request, made.who)
       enterOrigin(origin)
@@ -81,13 +80,13 @@ export class Lifecycle {
   onRequest = (request: FastifyRequest, reply: FastifyReply, done: Done): void => {
     const slots = request as unknown as Slotted
     slots[this.slots.reply] = reply
-    if (this.#options.asyncContext) this.#followed(request, reply, () => this.#track(request, done))
+    if (this.#engine.options.asyncContext) this.#followed(request, reply, () => this.#track(request, done))
     else this.#track(request, done)
   }
 
   // Whatever the request sets off finds its session. What its streams tell comes from the socket, which is nobody's.
   #followed(request: FastifyRequest, reply: FastifyReply, go: Done): void {
-    const context = contextOf(this.#pool.options.name, request, () => this.session(request))
+    const context = contextOf(this.#name, request, () => this.session(request))
     ;(request as unknown as Slotted)[this.slots.context] = context
     hearWithin(context, request.raw)
     hearWithin(context, reply.raw)

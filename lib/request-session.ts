@@ -1,6 +1,7 @@
 import { validateHeaderName, validateHeaderValue } from 'node:http'
 import type { Socket } from 'node:net'
 import type { FastifyBaseLogger, FastifyReply, FastifyRequest } from 'fastify'
+import type { Engine } from './engine.ts'
 import { InvalidOption, SessionEnded } from './errors.ts'
 import type { Origin } from './observe/origin.ts'
 import { serverTiming } from './observe/server-timing.ts'
@@ -117,13 +118,7 @@ export class RequestSession implements UnitHost {
   #timing: string | undefined
   #isAnswered = false
 
-  constructor(
-    pool: Pool,
-    options: EffectiveOptions,
-    request: FastifyRequest,
-    reply: FastifyReply,
-    slots: RequestSlots,
-  ) {
+  constructor({ pool, options }: Engine, request: FastifyRequest, reply: FastifyReply, slots: RequestSlots) {
     this.#request = request
     this.#reply = reply
     this.#slots = slots

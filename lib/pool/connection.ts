@@ -131,6 +131,8 @@ export class Connection {
   idleSince = 0
   /** A session may have left something behind on it that DISCARD ALL would remove, and that has not been confirmed. */
   isDirty = false
+  /** Another session may send behind its last one's COMMIT or ROLLBACK, before that is answered. */
+  readonly canBeFollowed: boolean = true
   /** How often it was lent. */
   uses = 0
   /** DISCARD ALL is under way, outside of any session. */
@@ -177,7 +179,7 @@ export class Connection {
       client.connect((error: Error | null) => {
         stopWatch()
         if (error === null || error === undefined) {
-          const connection = new Connection(client, config, names.open(), expiresAt)
+          const connection = new this(client, config, names.open(), expiresAt)
           client.off('error', ignore)
           done(undefined, connection)
           return
@@ -194,7 +196,7 @@ export class Connection {
     return giveUp
   }
 
-  private constructor(client: Client, config: pg.ClientConfig, statements: PreparedStatements, expiresAt: number) {
+  protected constructor(client: Client, config: pg.ClientConfig, statements: PreparedStatements, expiresAt: number) {
     this.#client = client
     this.#statements = statements
     this.#config = config

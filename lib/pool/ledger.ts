@@ -65,6 +65,11 @@ export class Holding {
     return this.#statements
   }
 
+  /** The last statement of the app. */
+  get lastStatement(): string | undefined {
+    return this.#lastStatement
+  }
+
   get isBusy(): boolean {
     return this.#busySince !== 0
   }

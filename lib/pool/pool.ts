@@ -2,7 +2,7 @@ import type { FastifyBaseLogger } from 'fastify'
 import { withoutContext } from '../context.ts'
 import { PoolClosed, PoolSaturated, PoolTimeout, type RequestDbError, sqlStateOf, Unavailable } from '../errors.ts'
 import { Diagnosis } from '../observe/diagnosis.ts'
-import type { ObservedPool, Snapshot } from '../observe/snapshot.ts'
+import type { ObservedPool, Snapshot, Who } from '../observe/snapshot.ts'
 import type { EffectivePoolOptions } from '../options.ts'
 import { Connection } from './connection.ts'
 import { Ledger } from './ledger.ts'
@@ -13,6 +13,14 @@ import { NamedStatements, type StatementNames, UNNAMED } from './statements.ts'
 const ignore = () => {}
 const SILENT = { info: ignore, warn: ignore, error: ignore, debug: ignore } as unknown as FastifyBaseLogger
 
+/** Sees how sessions end. */
+export interface Inspector {
+  /** A session ends; `unanswered` is the statement that nobody waited for, `isOpen` says that a nested transaction is. */
+  ends(who: Who, unanswered: string | undefined, isOpen: boolean): void
+  /** A callback of `afterCommit` is due. Where this is there, it is called by the inspector or by nobody. */
+  due?(who: Who, callback: () => unknown): void
+}
+
 /**
  * The connections of one process to one database. SQLAlchemy: Engine with QueuePool. The queue grants slots in order;
  * a slot is the right to one connection, from the stack of idle ones or newly opened.
@@ -21,6 +29,8 @@ export class Pool implements ObservedPool {
   readonly options: EffectivePoolOptions
   readonly ledger: Ledger
   readonly diagnosis: Diagnosis
+  /** Who wants to know how sessions end: tests of apps. */
+  inspector: Inspector | undefined
   readonly #queue: Queue<Connection>
   readonly #names: StatementNames
   readonly #open = new Set<Connection>()
@@ -246,8 +256,13 @@ export class Pool implements ObservedPool {
       if (opened === undefined) this.#notOpened(checkOut, withText(error as Error), since)
       else this.#opened(checkOut, opened, since)
     }
-    const abort = withoutContext(() => Connection.open(config, this.#names, expiresAt, onEnd))
+    const abort = withoutContext(() => this.openConnection(config, this.#names, expiresAt, onEnd))
     this.#connecting.set(checkOut, { since, abort })
+  }
+
+  /** Opens a connection; `done` and what is returned are those of `Connection.open`. */
+  protected openConnection(...how: Parameters<typeof Connection.open>): () => void {
+    return Connection.open(...how)
   }
 
   #opened(checkOut: CheckOut, opened: Connection, since: number): void {
@@ -319,7 +334,13 @@ export class Pool implements ObservedPool {
   #canFollow({ borrower }: CheckOut, { connection }: Loan): boolean {
     const { timeoutMillis, maxWaiting } = this.options
     const isWaitingFine = timeoutMillis > 0 && maxWaiting > 0 && this.#graceTimer === undefined
-    return isWaitingFine && borrower.canFollow && !connection.expired && connection.death === undefined
+    return (
+      isWaitingFine &&
+      borrower.canFollow &&
+      connection.canBeFollowed &&
+      !connection.expired &&
+      connection.death === undefined
+    )
   }
 
   #handOver(loan: Loan, to: CheckOut): void {

@@ -121,6 +121,15 @@ export class Link implements Borrower, FlightListener {
     return this.#underWay === 0 && this.#phase !== 'boarding' && this.#phase !== 'departed'
   }
 
+  /** The last statement of the app, where its answer has not come. */
+  get unanswered(): string | undefined {
+    if (this.#phase === 'boarding' || this.#phase === 'departed') {
+      const steps = this.#phase === 'boarding' ? this.#boarded : this.#first
+      return steps.findLast((step) => step.spec.describe)?.spec.text
+    }
+    return this.#underWay > 0 ? this.#loan?.holding.lastStatement : undefined
+  }
+
   /** What was asked for last never got a connection, for this reason. */
   get refusal(): unknown {
     return this.#refusal

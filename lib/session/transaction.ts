@@ -394,6 +394,7 @@ export class UnitOfWork implements LinkOwner {
     this.#ended = why
     this.#outcome = outcome
     this.#link.over()
+    if (outcome === 'commit') this.#link.pool.inspector?.ends(this.who, this.#link.unanswered, this.#isNested)
     this.#scopes.refuseAll(() => this.#endedError())
     if (this.#isUntouched) return undefined
     const isCalm = outcome === 'commit' && this.#isCalm
@@ -430,6 +431,10 @@ export class UnitOfWork implements LinkOwner {
     const isWell = !this.isAutocommit && !link.isFailed && this.#deferred.error === undefined
     const isQuiet = link.isQuiet && link.cancelling === undefined
     return isAlone && isWell && isQuiet && !(link.isIdle && this.root.kept.length === 0)
+  }
+
+  get #isNested(): boolean {
+    return this.#scopes.top !== this.root || !!this.#children?.size
   }
 
   get #isUntouched(): boolean {
@@ -496,7 +501,7 @@ export class UnitOfWork implements LinkOwner {
 
   #committed(): void {
     this.#link.reset()
-    this.#callBack(this.root.afterCommit)
+    this.#callBack(this.root.afterCommit, true)
   }
 
   async #failCommit(error: Error): Promise<never> {
@@ -562,14 +567,19 @@ export class UnitOfWork implements LinkOwner {
     this.#callBack(this.root.afterRollback)
   }
 
-  #callBack(callbacks: Callback[]): void {
+  #callBack(callbacks: Callback[], isCommit = false): void {
     this.#deferred.reset()
     this.owner.memory?.clear()
     const { root } = this
     if (root.afterCommit.length + root.afterRollback.length === 0) return
     root.afterCommit = []
     root.afterRollback = []
+    const { inspector } = this.#link.pool
     for (const callback of callbacks) {
+      if (isCommit && inspector?.due !== undefined) {
+        inspector.due(this.who, callback)
+        continue
+      }
       // Asynchronous or not: nobody waits for it, and nobody is answered what it throws.
       new Promise((resolve) => resolve(callback())).catch((error: unknown) => {
         this.host.log.error({ err: error }, 'request-db: a callback of afterCommit or afterRollback failed')
