@@ -29,7 +29,7 @@ export class Database<DB> {
   readonly kysely: Kysely<DB>
   readonly #engine: Engine
 
-  /** Made by the plugin. */
+  /** Made by the plugin. @internal */
   constructor(engine: Engine) {
     this.#engine = engine
     engines.set(this, engine)

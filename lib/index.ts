@@ -85,6 +85,10 @@ function markRoute(route: RouteOptions, { slots, onSendLast, open }: Lifecycle, 
   if (effective.retry !== undefined) route.handler = retrying(route.handler, effective.retry, open)
 }
 
+/**
+ * The plugin: `await app.register(requestDb, { connectionString })`. @throws INVALID_OPTION, ALREADY_REGISTERED.
+ * SQLAlchemy: `create_engine` and `sessionmaker`.
+ */
 const plugin: FastifyPluginAsync<RequestDbOptions> = fp(requestDb, { fastify: '^5.12.0', name: 'fastify-request-db' })
 // For require('fastify-request-db'), which is the plugin: what import has beside it.
 Object.assign(plugin, { default: plugin, requestDb: plugin, currentSession, listen })
@@ -92,7 +96,23 @@ Object.assign(plugin, { default: plugin, requestDb: plugin, currentSession, list
 export type { Database } from './database.ts'
 export type { RequestDbError } from './errors.ts'
 export type { Cause, Verdict } from './observe/cause.ts'
-export type { Events } from './observe/channels.ts'
+export type {
+  BeginEvent,
+  CheckinEvent,
+  CheckoutEvent,
+  CloseEvent,
+  CommitEvent,
+  ConnectEvent,
+  Events,
+  InvalidateEvent,
+  LeakEvent,
+  Listeners,
+  ReportEvent,
+  ResetEvent,
+  RollbackEvent,
+  StatementEvent,
+  WaitEvent,
+} from './observe/channels.ts'
 export type { HolderGroup, Report, WaiterGroup } from './observe/report.ts'
 export type { HolderSnapshot, ObservedPool, Snapshot, Totals, WaiterSnapshot, Who } from './observe/snapshot.ts'
 export type {
@@ -103,6 +123,7 @@ export type {
   PrePingOptions,
   PreparedStatementsOptions,
   RequestDbOptions,
+  ResetOnReturn,
   RetryOn,
   RetryOptions,
   RouteDbOptions,

@@ -182,6 +182,7 @@ class Scoreboard {
 /** A name of OpenTelemetry as Prometheus spells it. */
 const spell = (name: string): string => name.replaceAll('.', '_')
 
+/** The plugin: `await app.register(requestDbMetrics, { path })`, after `requestDb`. Needs `prom-client`. */
 const plugin: FastifyPluginAsync<MetricsOptions> = fp(measure, {
   fastify: '^5.12.0',
   name: 'fastify-request-db-metrics',

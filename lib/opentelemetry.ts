@@ -206,6 +206,7 @@ function failureOf(error: unknown): Attributes {
   return { 'error.type': [code, name].find((word): word is string => typeof word === 'string') ?? '_OTHER' }
 }
 
+/** The plugin: `await app.register(requestDbOpenTelemetry)`, after `requestDb`. Needs `@opentelemetry/api`. */
 const plugin: FastifyPluginAsync<OpenTelemetryOptions> = fp(observe, {
   fastify: '^5.12.0',
   name: 'fastify-request-db-opentelemetry',

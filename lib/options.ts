@@ -86,6 +86,7 @@ export interface RequestDbOptions extends SharedOptions {
   connectionString?: string | undefined
   /** Anything `pg.Client` takes. This or `connectionString` is needed; `{}` takes PGHOST, PGUSER and so on. */
   connection?: ClientConfig | undefined
+  /** How many connections, and how long to wait for one. */
   pool?: PoolOptions | undefined
   /** The name of `fastify.db`, `request.db` and `config.db`, of the pool in errors and logs. Default `'db'`. */
   decorator?: string | undefined
@@ -139,8 +140,11 @@ export interface RouteDbOptions extends SharedOptions {
 /** Options of `fastify.db.session(options, fn)`. */
 export interface SessionOptions
   extends Pick<SharedOptions, 'isolationLevel' | 'deferrable' | 'statementTimeoutMillis'> {
+  /** As the plugin's, for this session. Default: the plugin's, where that is a boolean. */
   readOnly?: boolean | undefined
+  /** No BEGIN: every statement on its own. Default `false`. SQLAlchemy: `AUTOCOMMIT`. */
   autocommit?: boolean | undefined
+  /** Set for each of its transactions, as `set_config(name, value, true)` does. Default: none. */
   settings?: Record<string, SettingValue> | undefined
   /** What the holder is called in `snapshot()`. Default `'session'`. */
   name?: string | undefined

@@ -11,6 +11,7 @@ export type Cause =
 
 /** What is wrong and what to change. */
 export interface Verdict {
+  /** The first of the causes that fits. */
   readonly cause: Cause
   /** For a person: what happened, and what to do about it. */
   readonly sentence: string

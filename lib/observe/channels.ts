@@ -17,6 +17,7 @@ interface ConnectionEvent extends PoolEvent {
   readonly pid: number
 }
 interface SessionEvent extends ConnectionEvent {
+  /** Whose session it is. */
   readonly who: Who
 }
 
@@ -24,38 +25,48 @@ interface SessionEvent extends ConnectionEvent {
 export interface ConnectEvent extends PoolEvent {
   /** Undefined where it failed. */
   readonly pid: number | undefined
+  /** How long that took. */
   readonly millis: number
+  /** Undefined where it succeeded. */
   readonly error: Error | undefined
 }
 /** A session stopped waiting for a connection, with or without one. */
 export interface WaitEvent extends PoolEvent {
+  /** Whose session it is. */
   readonly who: Who
+  /** Since it asked. */
   readonly waitedMillis: number
   /** `left`: it did not want one any more; `failed`: none could be opened. */
   readonly outcome: 'granted' | 'timeout' | 'saturated' | 'closed' | 'failed' | 'left'
 }
 /** A session has got a connection. SQLAlchemy: `checkout`. */
 export interface CheckoutEvent extends SessionEvent {
+  /** Since it asked. */
   readonly waitedMillis: number
   /** The session before still waits for the answer to its COMMIT or ROLLBACK. */
   readonly isHandedOver: boolean
 }
 /** A session's connection is the pool's again, or another session's, or dead. SQLAlchemy: `checkin`. */
 export interface CheckinEvent extends SessionEvent {
+  /** Since its check-out. */
   readonly heldMillis: number
   /** Of `heldMillis`, waiting for the server. */
   readonly busyMillis: number
+  /** How many it has sent. */
   readonly statements: number
+  /** It went to the next session before the answer to COMMIT or ROLLBACK. */
   readonly isHandedOver: boolean
 }
 /** A session ended without commit, so ROLLBACK was sent for it. SQLAlchemy: `reset`. */
 export interface ResetEvent extends SessionEvent {}
 /** A connection was dropped because it was dead, dirty or suspect. SQLAlchemy: `invalidate`. */
 export interface InvalidateEvent extends ConnectionEvent {
+  /** What was wrong with it, where that is known. */
   readonly error: Error | undefined
 }
 /** A connection was closed in good order. SQLAlchemy: `close`. */
 export interface CloseEvent extends ConnectionEvent {
+  /** It was one too many, too old, or the server shuts down. */
   readonly why: 'overflow' | 'recycled' | 'shutdown'
 }
 /** BEGIN was sent. */
@@ -67,12 +78,16 @@ export interface BeginEvent extends SessionEvent {
 }
 /** COMMIT was answered, or its connection died. */
 export interface CommitEvent extends SessionEvent {
+  /** From its leaving to its answer. */
   readonly millis: number
+  /** Undefined where it succeeded. */
   readonly error: Error | undefined
 }
 /** ROLLBACK was answered, or its connection died. */
 export interface RollbackEvent extends SessionEvent {
+  /** From its leaving to its answer. */
   readonly millis: number
+  /** Undefined where it succeeded. */
   readonly error: Error | undefined
 }
 /**
@@ -80,7 +95,9 @@ export interface RollbackEvent extends SessionEvent {
  * is through: then with its outcome.
  */
 export interface StatementEvent extends PoolEvent {
+  /** Whose session it is. */
   readonly who: Who
+  /** SQL without parameters. */
   readonly text: string
   /** As they go over the wire. They are the app's secrets. */
   readonly parameters: readonly unknown[]
@@ -88,19 +105,25 @@ export interface StatementEvent extends PoolEvent {
   pid: number | undefined
   /** From its leaving, or the end of the statement before it, to its answer. */
   millis: number
+  /** Rows returned or changed, as PostgreSQL counts them. */
   rowCount: number | undefined
   /** The app's secrets, too. */
   rows: readonly unknown[] | undefined
+  /** Undefined where it succeeded. */
   error: Error | undefined
 }
 /** A holder is suspected of a leak (`leakDetectionMillis`), or has come back after all. */
 export interface LeakEvent extends SessionEvent {
+  /** Since its check-out. */
   readonly heldMillis: number
+  /** False when it is suspected, true when it has come back. */
   readonly isBack: boolean
+  /** Where the app asked for the connection, as a stack. */
   readonly callSite: string
 }
 /** A session was refused, or a request that holds a connection waits for a second one. */
 export interface ReportEvent extends PoolEvent {
+  /** As in `error.report`. */
   readonly report: Report
 }
 
@@ -124,23 +147,38 @@ export const report = named<ReportEvent>('report')
 
 /** Each event, by the name of its channel without `fastify-request-db:`. */
 export interface Events {
+  /** A connection was opened, or could not be. */
   connect: ConnectEvent
+  /** A session stopped waiting. */
   wait: WaitEvent
+  /** A session has got a connection. */
   checkout: CheckoutEvent
+  /** A session has given its connection back or handed it over. */
   checkin: CheckinEvent
+  /** A session ended without commit. */
   reset: ResetEvent
+  /** A connection was dropped. */
   invalidate: InvalidateEvent
+  /** A connection was closed in good order. */
   close: CloseEvent
+  /** BEGIN was sent. */
   begin: BeginEvent
+  /** The app asked for a statement. */
   'statement-start': StatementEvent
+  /** A statement is through. */
   statement: StatementEvent
+  /** COMMIT was answered. */
   commit: CommitEvent
+  /** ROLLBACK was answered. */
   rollback: RollbackEvent
+  /** A holder is suspected of a leak. */
   leak: LeakEvent
+  /** A session was refused, or will be. */
   report: ReportEvent
 }
 
-type Listeners = { [Name in keyof Events]?: (event: Events[Name]) => void }
+/** A function for each event that is of interest. */
+export type Listeners = { [Name in keyof Events]?: (event: Events[Name]) => void }
 
 /** Subscribes to the events of one pool. Returns how to stop it. */
 export function listen(pool: ObservedPool, listeners: Listeners): () => void {

@@ -6,24 +6,35 @@ import { labelOf, seconds } from './words.ts'
 
 /** Sessions of one route, of those that hold a connection. Durations in milliseconds. */
 export interface HolderGroup {
+  /** HTTP method; empty outside a request. */
   readonly method: string
+  /** The route's pattern, or the session's name. */
   readonly route: string
+  /** How many of them there are. */
   readonly count: number
   /** Of the one that has held its connection longest: */
   readonly oldestMillis: number
+  /** Of `oldestMillis`, waiting for the server. */
   readonly busyMillis: number
+  /** Of `oldestMillis`, the server waiting for the app. */
   readonly idleMillis: number
+  /** Its SQL text without parameters. */
   readonly lastStatement: string | undefined
   /** How many of them have a statement under way now. */
   readonly busy: number
+  /** Where it asked for its connection, as a stack, where that is known. */
   readonly callSite: string | undefined
 }
 
 /** Sessions of one route, of those that wait. */
 export interface WaiterGroup {
+  /** HTTP method; empty outside a request. */
   readonly method: string
+  /** The route's pattern, or the session's name. */
   readonly route: string
+  /** How many of them there are. */
   readonly count: number
+  /** How long the first of them has waited. */
   readonly oldestMillis: number
 }
 
@@ -31,18 +42,27 @@ export interface WaiterGroup {
 export interface Report {
   /** ISO 8601. */
   readonly at: string
+  /** The registration's `decorator`. */
   readonly pool: string
   /** Of the error it was made for; undefined for a session that still waits. */
   readonly code: string | undefined
+  /** `pool.size`. */
   readonly size: number
+  /** `pool.maxOverflow`. */
   readonly maxOverflow: number
+  /** `pool.timeoutMillis`. */
   readonly timeoutMillis: number
+  /** Connections open at that moment. */
   readonly open: number
+  /** Connections that nobody used. */
   readonly idle: number
+  /** Connections that sessions held. */
   readonly checkedOut: number
+  /** Sessions in the queue. */
   readonly waiting: number
   /** By route, the largest group first. */
   readonly holders: readonly HolderGroup[]
+  /** By route, the largest group first. */
   readonly waiters: readonly WaiterGroup[]
   /** Undefined where there is nothing to be changed: POOL_CLOSED. */
   readonly verdict: Verdict | undefined

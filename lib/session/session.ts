@@ -27,7 +27,7 @@ import type { SessionState, UnitOfWork } from './transaction.ts'
 const compiler = new PostgresQueryCompiler()
 const adapter = new PostgresAdapter()
 
-/** A Kysely executor whose statements go through the unit of work that `provide` names. */
+/** A Kysely executor whose statements go through the unit of work that `provide` names. @internal */
 export function executorOf(provider: ConnectionProvider, plugins: readonly KyselyPlugin[]): QueryExecutor {
   return new DefaultQueryExecutor(compiler, adapter, provider, [...plugins])
 }
@@ -49,7 +49,7 @@ class SessionExecutor extends DefaultQueryExecutor {
   }
 }
 
-/** What Kysely is made of, around an executor. */
+/** What Kysely is made of, around an executor. @internal */
 export function propsOf(executor: QueryExecutor): KyselyProps {
   return { config: sessionConfig, dialect: sessionDialect, driver: sessionDriver, executor }
 }
@@ -65,7 +65,7 @@ export class Session<DB> extends Kysely<DB> {
   readonly #unit: UnitOfWork
   readonly #executor: QueryExecutor
 
-  /** Sessions are made by the plugin: `request.db`, `fastify.db.session(fn)`. */
+  /** Sessions are made by the plugin: `request.db`, `fastify.db.session(fn)`. @internal */
   constructor(unit: UnitOfWork, executor: QueryExecutor) {
     super(propsOf(executor))
     this.#unit = unit
@@ -177,6 +177,7 @@ export class Session<DB> extends Kysely<DB> {
     return new Session<DB>(this.#unit, this.#executor.withoutPlugins())
   }
 
+  /** The same session, whose statements name the tables of that schema. */
   override withSchema(schema: string): Session<DB> {
     return new Session<DB>(this.#unit, this.#executor.withPluginAtFront(new WithSchemaPlugin(schema)))
   }
@@ -236,7 +237,7 @@ class NestedTransactionBuilder<DB> extends TransactionBuilder<DB> {
   }
 }
 
-/** Makes a session on a unit of work. */
+/** Makes a session on a unit of work. @internal */
 export function makeSession<DB>(unit: UnitOfWork, begin: BeginOptions, plugins: readonly KyselyPlugin[]): Session<DB> {
   const provider: ConnectionProvider = { provideConnection: (consumer) => consumer(new SessionConnection(unit, begin)) }
   return new Session<DB>(unit, new SessionExecutor(new SessionConnection(unit, begin), provider, [...plugins]))
