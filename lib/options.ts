@@ -3,6 +3,7 @@ import type { KyselyPlugin } from 'kysely'
 import type { ClientConfig } from 'pg'
 import { InvalidOption } from './errors.ts'
 import { ownOptions } from './own-options.ts'
+import { checkPooler, type Pooler } from './pooler.ts'
 
 /** When a request's transaction is committed: before the answer leaves, or after it has left. */
 export type CommitOn = 'onSend' | 'onResponse'
@@ -106,6 +107,12 @@ export interface RequestDbOptions extends SharedOptions {
   resetOnReturn?: ResetOnReturn | undefined
   /** Keeps statements that come again and again parsed on the server, under names. Default false: not through PgBouncer before 1.21. */
   preparedStatements?: PreparedStatementsOptions | false | undefined
+  /**
+   * `'transaction'`: a PgBouncer that pools transactions stands in between (1.18 or later). Turns off what it breaks:
+   * hand-over, the idle ping, named statements, what PostgreSQL would be asked about its backends. Default: none does.
+   * SQLAlchemy: NullPool behind PgBouncer.
+   */
+  pooler?: Pooler | undefined
   /** Kysely's plugins, such as `new CamelCasePlugin()`. */
   plugins?: KyselyPlugin[] | undefined
   /** Logs BEGIN, each statement, COMMIT and ROLLBACK through `request.log`; `'debug'` the rows too. Default false. SQLAlchemy `echo`. */
@@ -170,6 +177,7 @@ export interface EffectivePoolOptions {
   readonly closeGraceMillis: number
   readonly resetOnReturn: ResetOnReturn
   readonly preparedStatements: { readonly cacheSize: number } | false
+  readonly pooler: Pooler | false
   readonly leakDetectionMillis: number | false
   readonly processes: number | undefined
   readonly capacityCheck: boolean
@@ -299,6 +307,7 @@ export const pluginChecks: Checks = {
   closeGraceMillis: millis(0),
   resetOnReturn: oneOf('rollback', 'discard'),
   preparedStatements: objectOrFalse,
+  pooler: oneOf('transaction'),
   plugins: { expected: 'an array of Kysely plugins', test: Array.isArray },
   echo,
   echoPool: echo,
@@ -384,7 +393,9 @@ export function checkOptions(given: RequestDbOptions): EffectiveOptions {
   const options = check(given, pluginChecks, '', FASTIFYS)
   const connection = checkConnection(options)
   const pool = check(options.pool ?? {}, poolChecks, 'pool.')
-  const prePing = pool.prePing !== false && check(pool.prePing ?? {}, pingChecks, 'pool.prePing.')
+  const { pooler = false } = options
+  if (pooler !== false) checkPooler(options, connection)
+  const prePing = pooler === false && pool.prePing !== false && check(pool.prePing ?? {}, pingChecks, 'pool.prePing.')
   const preparedStatements =
     options.preparedStatements && check(options.preparedStatements, statementChecks, 'preparedStatements.')
   return Object.freeze({
@@ -402,6 +413,7 @@ export function checkOptions(given: RequestDbOptions): EffectiveOptions {
       closeGraceMillis: options.closeGraceMillis ?? 5000,
       resetOnReturn: options.resetOnReturn ?? 'rollback',
       preparedStatements: !!preparedStatements && Object.freeze({ cacheSize: preparedStatements.cacheSize ?? 100 }),
+      pooler,
       leakDetectionMillis: options.leakDetectionMillis ?? false,
       processes: options.processes,
       capacityCheck: options.capacityCheck ?? true,

@@ -146,6 +146,7 @@ t.test('the defaults', async (t) => {
       closeGraceMillis: 5000,
       resetOnReturn: 'rollback',
       preparedStatements: false,
+      pooler: false,
       leakDetectionMillis: false,
       processes: undefined,
       capacityCheck: true,

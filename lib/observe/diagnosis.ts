@@ -87,7 +87,7 @@ export class Diagnosis {
   /** A connection was opened: the first one shows whether there would be room for all. */
   opened(): void {
     const { options } = this.#source
-    if (!options.capacityCheck || this.#checking !== undefined) return
+    if (!options.capacityCheck || options.pooler !== false || this.#checking !== undefined) return
     this.#checking = checkCapacity({
       config: options.connection,
       options,
@@ -134,6 +134,8 @@ export class Diagnosis {
   // it cannot have seen.
   #look(stuckMillis: number): void {
     const at = performance.now()
+    // A pooler has pids of its own, which are nobody's to PostgreSQL, or somebody else's.
+    if (this.#source.options.pooler !== false) return
     if (this.#probing !== undefined || at - this.#probedAt < Math.max(PROBE_WITHIN_MILLIS, this.#watchMillis)) return
     const { holders } = this.#source.pool.snapshot()
     const seenMillis = this.#view === undefined ? Number.POSITIVE_INFINITY : at - this.#view.at
@@ -179,6 +181,7 @@ export class Diagnosis {
       code,
       snapshot: pool.snapshot(),
       timeoutMillis: options.timeoutMillis,
+      pooler: options.pooler,
       leakDetectionMillis: options.leakDetectionMillis,
       processes: processesOf(options.processes).count,
       connecting: connecting(),

@@ -52,6 +52,8 @@ export interface Facts {
   readonly code: string | undefined
   readonly snapshot: Snapshot
   readonly timeoutMillis: number
+  /** What stands between the pool and PostgreSQL. */
+  readonly pooler: 'transaction' | false
   readonly leakDetectionMillis: number | false
   readonly processes: number
   /** How long each connection that is being opened or pinged has been so. */

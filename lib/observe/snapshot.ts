@@ -10,7 +10,7 @@ export interface Who {
 
 /** A session with a connection, as `snapshot()` shows it. Durations in milliseconds. */
 export interface HolderSnapshot extends Who {
-  /** Process id of the PostgreSQL backend, as in `pg_stat_activity`. */
+  /** Process id of the PostgreSQL backend, as in `pg_stat_activity`; with `pooler` a number of PgBouncer's own. */
   readonly pid: number
   /** Since its check-out. */
   readonly heldMillis: number

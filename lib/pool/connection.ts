@@ -135,6 +135,8 @@ export class Connection {
   readonly canBeFollowed: boolean = true
   /** How often it was lent. */
   uses = 0
+  /** A flight leaves when the one before it is answered, and not behind it. To be set only while it is quiet. */
+  isSerial = false
   /** DISCARD ALL is under way, outside of any session. */
   isResetting = false
   /** Called when that has been answered, where somebody waits for it. */
@@ -238,8 +240,12 @@ export class Connection {
       return undefined
     }
     this.#sent.push(flight)
-    this.#client.query(flight as unknown as pg.Submittable)
+    if (!this.isSerial || this.#sent.length === 1) this.#submit(flight)
     return flight
+  }
+
+  #submit(flight: Flight): void {
+    this.#client.query(flight as unknown as pg.Submittable)
   }
 
   /** Sends DISCARD ALL. `done` when that has succeeded or was refused, not where the connection has died. */
@@ -371,7 +377,10 @@ export class Connection {
       this.#client.connection.off('commandComplete', this.#onCommand)
       this.#statements.forgetAll()
     }
-    this.#sent.shift()?.land(status)
+    const landed = this.#sent.shift()
+    const [next] = this.#sent
+    if (this.isSerial && next !== undefined) this.#submit(next)
+    landed?.land(status)
   }
 
   #die(death: Error, saidByServer: boolean): void {
@@ -383,7 +392,8 @@ export class Connection {
     const sent = this.#sent
     this.#sent = []
     // The server answers in order: when it says goodbye in the middle of one flight, it has not begun the next.
-    for (const [index, flight] of sent.entries()) flight.lose(death, !saidByServer || index === 0)
+    const reached = saidByServer || this.isSerial ? 1 : sent.length
+    for (const [index, flight] of sent.entries()) flight.lose(death, index < reached)
     this.onDeath?.(death)
   }
 }

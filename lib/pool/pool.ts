@@ -300,6 +300,8 @@ export class Pool implements ObservedPool {
     const loan = new Loan(connection, checkOut, holding, this.#lender)
     this.#loans.set(connection, loan)
     connection.uses++
+    // Whoever begins no transaction must not have a statement follow another, for the same reason as in `#canFollow`.
+    connection.isSerial = this.options.pooler !== false && !borrower.canFollow
     connection.isDirty = this.options.resetOnReturn === 'discard'
     borrower.granted(loan)
   }
@@ -330,10 +332,11 @@ export class Pool implements ObservedPool {
     return undefined
   }
 
-  // Who follows waits a little, which is not for who must not wait at all, nor for a pool that closes.
+  // Who follows waits a little, which is not for who must not wait at all, nor for a pool that closes. PgBouncer can give
+  // the server away between COMMIT's answer and the Sync of what has followed: the rest would go to another.
   #canFollow({ borrower }: CheckOut, { connection }: Loan): boolean {
-    const { timeoutMillis, maxWaiting } = this.options
-    const isWaitingFine = timeoutMillis > 0 && maxWaiting > 0 && this.#graceTimer === undefined
+    const { timeoutMillis, maxWaiting, pooler } = this.options
+    const isWaitingFine = pooler === false && timeoutMillis > 0 && maxWaiting > 0 && this.#graceTimer === undefined
     return (
       isWaitingFine &&
       borrower.canFollow &&

