@@ -1,3 +1,5 @@
+import { saidByPooler } from './behind-pooler.ts'
+
 /** Of an attempt to open a connection that failed. */
 export interface Reason {
   readonly kind:
@@ -10,6 +12,7 @@ export interface Reason {
     | 'tls'
     | 'idle-timeout'
     | 'lost'
+    | 'pooler'
     | 'other'
   /** For a person: what happened, and what to do about it. */
   readonly sentence: string
@@ -80,8 +83,9 @@ export function reasonOf(error: Error, isLost = false): Reason {
   const code = codeOf(error)
   const byCode = KINDS.find(([, pattern]) => pattern.test(code))
   const byText = TEXTS.find(([, pattern]) => pattern.test(error.message))
-  const kind = byCode?.[0] ?? byText?.[0] ?? 'other'
-  const what = KINDS.find(([one]) => one === kind)?.[2] ?? `the attempt failed: ${error.message}`
+  const byPooler = saidByPooler(error)
+  const kind = byPooler ? 'pooler' : (byCode?.[0] ?? byText?.[0] ?? 'other')
+  const what = byPooler ?? KINDS.find(([one]) => one === kind)?.[2] ?? `the attempt failed: ${error.message}`
   const isCut = kind === 'lost' && !isLost
   const start = isLost ? 'A connection to PostgreSQL was lost' : 'PostgreSQL cannot be reached'
   const sentence = isCut

@@ -1,5 +1,6 @@
 import type { FastifyBaseLogger } from 'fastify'
 import { ConnectionLost, type RequestDbError, SessionEnded, sqlStateOf, TransactionAborted } from '../errors.ts'
+import { hasWaitedInPooler } from '../observe/behind-pooler.ts'
 import * as channels from '../observe/channels.ts'
 import type { Origin } from '../observe/origin.ts'
 import type { Who } from '../observe/snapshot.ts'
@@ -560,7 +561,8 @@ export class Link implements Borrower, FlightListener {
 
   flightLost(flight: Flight, death: Error, reached: boolean): void {
     const killedByUs = this.#loan?.connection.killed === true
-    if (this.#phase === 'departed' && this.#replayable && !this.#hasLeft && !killedByUs && !this.#hasFinal(flight)) {
+    const isTooLate = killedByUs || hasWaitedInPooler(death)
+    if (this.#phase === 'departed' && this.#replayable && !this.#hasLeft && !isTooLate && !this.#hasFinal(flight)) {
       this.#replaying = true
       this.#boarded = this.#first
       return

@@ -6,7 +6,7 @@ import { eventually } from '../support/eventually.ts'
 import { gate } from '../support/gate.ts'
 import { add, notesIn } from '../support/notebook.ts'
 import { startPgBouncer } from '../support/pgbouncer.ts'
-import { bouncerTest, buildPooledApp } from '../support/pooled-app.ts'
+import { bouncerTest, buildPooledApp, poolOf } from '../support/pooled-app.ts'
 import { startProxy } from '../support/proxy.ts'
 import { NOTES } from '../support/schema.ts'
 import { type Test, t } from '../support/test.ts'
@@ -25,8 +25,7 @@ async function narrow(t: Test, routes: (app: FastifyInstance) => unknown) {
   const bouncer = await startPgBouncer(t, database.connectionString, { default_pool_size: 1 })
   const proxy = await startProxy(t, bouncer.connectionString)
   const app = await buildPooledApp(t, database, proxy, { pool: { size: 1 } }, routes)
-  const waiting = async () =>
-    Number((await bouncer.admin('SHOW POOLS')).find(({ database: name }) => name === database.name)?.cl_waiting ?? 0)
+  const waiting = async () => Number((await poolOf(bouncer, database)).cl_waiting)
   const stranger = async (note: string) => {
     const client = new pg.Client({ connectionString: bouncer.connectionString })
     await client.connect()
@@ -38,7 +37,7 @@ async function narrow(t: Test, routes: (app: FastifyInstance) => unknown) {
       await client.end()
     }
   }
-  return { bouncer, proxy, app, waiting, stranger }
+  return { proxy, app, waiting, stranger }
 }
 
 bouncerTest('nobody follows behind a COMMIT, which PgBouncer could answer by giving the server away', async (t) => {

@@ -26,3 +26,9 @@ export function buildPooledApp(
   const { connectionString } = bouncer
   return buildApp(t, database, { connectionString, pooler: 'transaction', ...options }, routes, fastifyOptions)
 }
+
+/** What PgBouncer says of the pool of this database: `cl_waiting`, `sv_active` and so on. */
+export async function poolOf(bouncer: PgBouncer, database: Database): Promise<Record<string, unknown>> {
+  const pools = await bouncer.admin('SHOW POOLS')
+  return pools.find((pool) => pool.database === database.name) ?? {}
+}

@@ -1,5 +1,5 @@
-import { checkOptions, type RequestDbOptions } from '../../lib/options.ts'
-import { t } from '../support/test.ts'
+import { checkOptions, type RequestDbOptions } from '../lib/options.ts'
+import { t } from './support/test.ts'
 
 const connectionString = 'postgres://somebody:secret@bouncer.example/trips'
 const pooled = (options: RequestDbOptions) =>
