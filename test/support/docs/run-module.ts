@@ -7,6 +7,7 @@
  */
 import { subscribe } from 'node:diagnostics_channel'
 import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
 import { pathToFileURL } from 'node:url'
 import type { FastifyInstance, FastifyListenOptions } from 'fastify'
 
@@ -32,4 +33,7 @@ const urls: string[] = []
 for (const listen of listeners) urls.push(await listen())
 process.send?.(urls)
 if (process.connected) await once(process, 'disconnect')
-for (const app of apps) await app.close()
+// A page of tests closes its app itself, when they have run.
+if (!process.argv.slice(2).some((file) => readFileSync(file, 'utf8').includes("'node:test'"))) {
+  for (const app of apps) await app.close()
+}
