@@ -1,11 +1,30 @@
-import { type Kysely, type MigrationProvider, Migrator, sql } from 'kysely'
+import * as kysely from 'kysely'
+import { type Kysely, sql } from 'kysely'
 import { buildApp } from '../support/app.ts'
 import { createDatabase } from '../support/database.ts'
 import { test } from '../support/test.ts'
 
 /* Kysely's migrator through the plugin: on a session, all or nothing, and one process at a time. */
 
-const provider = (broken = false): MigrationProvider => ({
+// From 0.29 on it has a path of its own.
+const path = 'Migrator' in kysely ? 'kysely' : 'kysely/migration'
+const { Migrator }: { Migrator: MigratorClass } = await import(path)
+
+interface MigratorClass {
+  new (options: {
+    db: Kysely<never>
+    provider: ReturnType<typeof provider>
+  }): {
+    migrateToLatest(): Promise<Outcome>
+    migrateDown(): Promise<Outcome>
+  }
+}
+interface Outcome {
+  readonly error?: unknown
+  readonly results?: readonly { migrationName: string; status: string }[]
+}
+
+const provider = (broken = false) => ({
   async getMigrations() {
     return {
       '1-boats': {
