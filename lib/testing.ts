@@ -26,6 +26,7 @@ export interface BeginTestOptions extends TestOptions {
 export interface CapturedCallback {
   /** The method and route of the request that registered it; for `fastify.db.session`, no method and its name. */
   readonly method: string
+  /** See `method`. */
   readonly route: string
   /** Calls it. */
   run(): unknown

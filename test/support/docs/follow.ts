@@ -36,6 +36,11 @@ interface Terminal {
   isOver: boolean
 }
 
+process.once('SIGTERM', () => process.exit(1))
+process.once('exit', () => {
+  for (const { child, isOver } of terminals.values()) if (!isOver) process.kill(-child.pid!, 'SIGKILL')
+})
+
 try {
   const page = await readPage(root, process.argv[2] ?? 'docs/guide.md')
   await follow(page)
@@ -124,7 +129,7 @@ function start(text: string): Terminal & { place: string } {
 }
 
 async function ended({ child }: Terminal): Promise<number | null> {
-  const late = setTimeout(() => child.kill('SIGKILL'), WITHIN_MILLIS)
+  const late = setTimeout(() => process.kill(-child.pid!, 'SIGKILL'), WITHIN_MILLIS)
   const [code] = (await once(child, 'close')) as [number | null]
   clearTimeout(late)
   return code
