@@ -25,7 +25,7 @@ async function complaints(name: string, text: string): Promise<string> {
   for (const module of modulesOf(page)) {
     const folder = await writeModule(module, database.connectionString)
     wrong.push(await compileModule(module, folder))
-    const visits = commandsOf(page).filter((command) => command.text.startsWith('curl '))
+    const visits = commandsOf(page).filter(({ module: of, text }) => of === module.number && text.startsWith('curl '))
     const visit = async (urls: string[]) => {
       const answers = await Promise.all(visits.map((command) => curl(command, urls)))
       return answers.filter((answer) => answer !== undefined)
@@ -78,6 +78,12 @@ test('fails', () => { throw new Error('on purpose') })
 `
   t.match(await complaints('test.md', `${APP}\n${failing}`), 'test.md: it ended with 1')
   t.match(await complaints('tests.md', failing.replace('import', '// a.test.ts\nimport')), 'tests.md: it ended with 1')
+})
+
+test('a request that is not answered as the page says is told', async (t) => {
+  const curls = 'curl http://127.0.0.1:3000/none # 404\ncurl -X POST localhost:3000/none\n'
+  const said = await complaints('answers.md', `${APP}\n\`\`\`sh\n${curls}\`\`\`\n`)
+  t.match(said.trim(), /^was answered 404: .*Route POST:\/none not found/)
 })
 
 test('a request that nothing listens to is told', async (t) => {

@@ -17,4 +17,8 @@ export const GIVEN: Readonly<Record<string, Given>> = {
     sql: 'create table trips (id serial primary key, note text not null); create table audit (url text, error text)',
     types: schema('audit: { url: string; error: string }'),
   },
+  'docs/replica.md': {
+    // A replica of its own would lag; the page's code works on the same rows.
+    env: { REPLICA_URL: '{database}' },
+  },
 }
