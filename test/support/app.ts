@@ -3,6 +3,7 @@ import type { Test } from 'tap'
 import requestDb, { type RequestDbOptions, type Snapshot } from '../../lib/index.ts'
 import type { Database } from './database.ts'
 import { watchApp } from './nothing-left.ts'
+import { isThroughPooler } from './through-pooler.ts'
 
 let apps = 0
 
@@ -20,7 +21,8 @@ export async function buildApp(
 ): Promise<FastifyInstance> {
   const app = Fastify(fastifyOptions as FastifyServerOptions)
   t.teardown(() => app.close())
-  const { application, named } = nameBackends(options, database)
+  const pooled = isThroughPooler ? { pooler: 'transaction' as const, ...options } : options
+  const { application, named } = nameBackends(pooled, database)
   await app.register(requestDb, named)
   await routes(app)
   await app.ready()

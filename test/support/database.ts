@@ -1,6 +1,8 @@
 import pg from 'pg'
 import type { Test } from 'tap'
+import { startPgBouncer } from './pgbouncer.ts'
 import { sharedServer } from './server.ts'
+import { isThroughPooler } from './through-pooler.ts'
 
 /** A backend as pg_stat_activity shows it. */
 export interface Backend {
@@ -41,12 +43,12 @@ export async function createDatabase(
   const name = `test_${process.pid}_${++databases}_${Date.now().toString(36)}`
   const url = new URL(serverUrl)
   url.pathname = `/${name}`
-  const connectionString = url.href
+  const direct = url.href
 
   await once(serverUrl, `create database ${name}`)
   const roles: string[] = []
   // A pool, because a server that restarts takes the connection away: the next question opens another.
-  const eye = new pg.Pool({ connectionString, max: 2, application_name: EYE })
+  const eye = new pg.Pool({ connectionString: direct, max: 2, application_name: EYE })
   eye.on('error', () => {})
   t.teardown(async () => {
     await eye.end()
@@ -55,6 +57,9 @@ export async function createDatabase(
     if (roles.length > 0) await once(serverUrl, `drop role ${roles.join(', ')}`).catch(() => {})
   })
 
+  const { connectionString } = isThroughPooler
+    ? await startPgBouncer(t, direct, { default_pool_size: 100 })
+    : { connectionString: direct }
   const database: Database = {
     name,
     connectionString,
@@ -68,7 +73,7 @@ export async function createDatabase(
       return role
     },
     client: async () => {
-      const client = new pg.Client({ connectionString, application_name: EYE })
+      const client = new pg.Client({ connectionString: direct, application_name: EYE })
       client.on('error', () => {})
       t.teardown(() => client.end())
       await client.connect()

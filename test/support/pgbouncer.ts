@@ -31,13 +31,15 @@ export interface PgBouncer {
 
 // PgBouncer refuses to run as root.
 const NOBODY = 65_534
+// Debian keeps it where only root looks.
+const ENVIRONMENT = { ...process.env, PATH: `${process.env.PATH}:/usr/sbin` }
 const IS_ROOT = userInfo().uid === 0
 const READY_MILLIS = 10_000
 const STOPPED_MILLIS = 10_000
 
 /** Where PgBouncer is missing: the reason to skip what needs it. Where CI has forgotten to install it, an error. */
 export function noPgBouncer(): string | false {
-  const isThere = spawnSync('pgbouncer', ['--version']).status === 0
+  const isThere = spawnSync('pgbouncer', ['--version'], { env: ENVIRONMENT }).status === 0
   if (isThere) return false
   if (process.env.CI === 'true') throw new Error('pgbouncer is not installed: apt-get install pgbouncer')
   return 'pgbouncer is not installed'
@@ -132,7 +134,12 @@ const GUARD = 'pgbouncer "$0" & echo pid $!; cat >/dev/null; kill -9 $! 2>/dev/n
 async function launch(ini: string, port: number, onLog: (text: string) => void): Promise<Running> {
   const as = IS_ROOT ? { uid: NOBODY, gid: NOBODY } : {}
   // In a process group of its own: Ctrl-C in the terminal is for the test, which ends it.
-  const guard = spawn('sh', ['-c', GUARD, ini], { ...as, detached: true, stdio: ['pipe', 'pipe', 'pipe'] })
+  const guard = spawn('sh', ['-c', GUARD, ini], {
+    ...as,
+    env: ENVIRONMENT,
+    detached: true,
+    stdio: ['pipe', 'pipe', 'pipe'],
+  })
   guard.stderr.on('data', (chunk) => onLog(String(chunk)))
   const [first] = (await once(guard.stdout, 'data')) as [Buffer]
   const pid = Number(/pid (\d+)/.exec(String(first))?.[1])
