@@ -23,7 +23,8 @@ export interface Cluster {
   remove(): Promise<void>
 }
 
-const FAST_AND_FORGETFUL = [
+/** For tests: what is lost in a crash of the machine is no loss. */
+export const FAST_AND_FORGETFUL = [
   'fsync=off',
   'full_page_writes=off',
   'synchronous_commit=on',

@@ -31,7 +31,8 @@ export interface Database {
   client(): Promise<pg.Client>
 }
 
-const EYE = 'the eye of the test'
+/** The application_name of what looks at a server for a test. */
+export const EYE = 'the eye of the test'
 let databases = 0
 
 /** Creates it on the shared server, or on `server`; `sql` runs in it first. Dropped at the end of `t`. */
@@ -84,7 +85,8 @@ export async function createDatabase(
   return database
 }
 
-const BACKENDS = `
+/** `$1` is left out; `$2` is one app, or null. */
+export const BACKENDS = `
   select pid, state, application_name as "applicationName", query, wait_event as "waitEvent"
   from pg_stat_activity
   where datname = current_database() and backend_type = 'client backend'

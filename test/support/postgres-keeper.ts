@@ -10,10 +10,11 @@ import { join } from 'node:path'
 import { createCluster } from './cluster.ts'
 import { isAlive } from './is-alive.ts'
 import type { KeeperAnswer, KeeperOrder, KeeperTask } from './server.ts'
+import { createStandby } from './standby-cluster.ts'
 
 const task = JSON.parse(process.argv[2] ?? '{}') as KeeperTask
 const folder = await mkdtemp(join(tmpdir(), 'fastify-request-db-'))
-const cluster = await createCluster(folder, task.flags)
+const cluster = await (task.copyOf ? createStandby(folder, task.copyOf, task.flags) : createCluster(folder, task.flags))
 
 const answer = (message: KeeperAnswer) => process.connected && process.send?.(message)
 

@@ -7,11 +7,14 @@ import { fileURLToPath } from 'node:url'
 import type { Test } from 'tap'
 import { eventually } from './eventually.ts'
 import { isAlive } from './is-alive.ts'
+import type { Original } from './standby-cluster.ts'
 
 /** What a keeper process is started for. */
 export interface KeeperTask {
   readonly flags: readonly string[]
   readonly owner?: { readonly pid: number; readonly file: string }
+  /** For a standby: whose. */
+  readonly copyOf?: Original
 }
 export type KeeperOrder = { readonly id: number; readonly call: 'start' | 'stop' | 'kill' }
 export type KeeperAnswer = {
@@ -86,8 +89,13 @@ export async function stopForRun(runPid: number): Promise<void> {
 }
 
 /** A server for this test alone, on an unused port; `flags` such as `max_connections=20`. Gone at the test's end. */
-export async function ownServer(t: Test, options: { flags?: readonly string[] } = {}): Promise<OwnServer> {
-  const { child, connectionString } = await startKeeper({ flags: options.flags ?? [] })
+export function ownServer(t: Test, options: { flags?: readonly string[] } = {}): Promise<OwnServer> {
+  return serverFor(t, { flags: options.flags ?? [] })
+}
+
+/** A server of whatever kind, at the end of `t` gone. */
+export async function serverFor(t: Test, task: KeeperTask): Promise<OwnServer> {
+  const { child, connectionString } = await startKeeper(task)
   t.teardown(async () => {
     child.disconnect()
     await eventually(() => child.exitCode !== null || child.signalCode !== null, { withinMillis: 20_000 })
