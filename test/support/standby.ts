@@ -1,3 +1,5 @@
+import { appendFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import pg from 'pg'
 import type { Test } from 'tap'
 import { BACKENDS, type Backend, type Database, EYE, type Row } from './database.ts'
@@ -17,6 +19,8 @@ export interface Standby extends Omit<OwnServer, 'restart'> {
   resumeReplay(): Promise<void>
   /** Resolves when all that is committed on the primary is to be seen. */
   caughtUp(): Promise<void>
+  /** From its next start on: `hot_standby = off` lets nobody in. */
+  set(setting: string): Promise<void>
   /** Makes it a primary of its own. */
   promote(): Promise<void>
 }
@@ -32,11 +36,11 @@ export async function standbyOf(
   server: OwnServer,
   options: { flags?: readonly string[] } = {},
 ): Promise<Standby> {
-  const [row] = await ask<{ data_directory: string }>(server.connectionString, 'show data_directory')
+  const copyOf = { folder: await folderOf(server), connectionString: server.connectionString }
   await server.stop()
-  const copyOf = { folder: row!.data_directory, connectionString: server.connectionString }
   const { restart: _, ...standby } = await serverFor(t, { flags: options.flags ?? [], copyOf })
   await server.start()
+  const folder = await folderOf(standby)
 
   const { connectionString } = standby
   const query = <R>(text: string, values?: unknown[], url = connectionString) => ask<R>(url, text, values)
@@ -56,8 +60,14 @@ export async function standbyOf(
       const [position] = await ask<{ lsn: string }>(server.connectionString, 'select pg_current_wal_lsn() as lsn')
       await eventually(() => is('select pg_last_wal_replay_lsn() >= $1::pg_lsn as yes', [position!.lsn]), WITHIN)
     },
+    set: (setting) => appendFile(join(folder, 'postgresql.auto.conf'), `${setting}\n`),
     promote: async () => void (await query('select pg_promote()')),
   }
+}
+
+async function folderOf({ connectionString }: { connectionString: string }): Promise<string> {
+  const [row] = await ask<{ data_directory: string }>(connectionString, 'show data_directory')
+  return row!.data_directory
 }
 
 async function ask<R>(connectionString: string, text: string, values?: unknown[]): Promise<R[]> {
