@@ -64,8 +64,10 @@ const KINDS: readonly [Reason['kind'], RegExp, string][] = [
   ],
   [
     'lost',
-    /^(ECONNRESET|EPIPE|08\w{3}|57P0\w|25P04)$/,
-    'the connection was cut: by a restart, an administrator, a time limit of the server, a failover or something in between',
+    // 40001: of a hot standby, to a session that was idle in the way of what it had to replay.
+    /^(ECONNRESET|EPIPE|08\w{3}|57P0\w|25P04|40001)$/,
+    'the connection was cut: by a restart, an administrator, a time limit of the server, a conflict with the replay of a ' +
+      'standby, a failover or something in between',
   ],
 ]
 // Errors of pg and of ours that bear no code.

@@ -22,6 +22,7 @@ test('errors with a code are told by it, whatever their text', async (t) => {
     ['ECONNRESET', 'lost'],
     ['57P01', 'lost'],
     ['57P05', 'lost'],
+    ['40001', 'lost'],
     ['25P03', 'idle-timeout'],
     ['08006', 'lost'],
     ['XX000', 'other'],
