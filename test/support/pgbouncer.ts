@@ -1,14 +1,12 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { chown, mkdtemp, rm, writeFile } from 'node:fs/promises'
-import { connect } from 'node:net'
 import { tmpdir, userInfo } from 'node:os'
 import { join } from 'node:path'
 import pg from 'pg'
 import type { Test } from 'tap'
 import { isSoWithin } from './eventually.ts'
 import { freePort } from './free-port.ts'
-import { isAlive } from './is-alive.ts'
 
 /** What stands in the section `[pgbouncer]`. */
 export type PgBouncerSettings = Readonly<Record<string, string | number>>
@@ -85,7 +83,7 @@ export async function startPgBouncer(
     connectionString: through(url, port).href,
     admin: (command) => askAdmin(url, port, command),
     start: async () => {
-      running = await launch(ini, port, (text) => {
+      running = await launch(ini, (text) => {
         log += text
       })
     },
@@ -128,10 +126,14 @@ interface Running {
   end(signal: NodeJS.Signals): Promise<void>
 }
 
-// A shell that ends PgBouncer when nobody holds the shell's input any more: also where the test's process was killed.
-const GUARD = 'pgbouncer "$0" & echo pid $!; cat >/dev/null; kill -9 $! 2>/dev/null; wait'
+// A shell that waits for PgBouncer, and ends it when nobody holds the shell's input any more: where the test's process was
+// killed. Then nobody else deletes the folder either.
+const GUARD = `
+  pgbouncer "$0" & echo pid $!
+  read -r word; [ "$word" = keep ] || kill -9 $!
+  wait; [ "$word" = keep ] || rm -rf "$(dirname "$0")"`
 
-async function launch(ini: string, port: number, onLog: (text: string) => void): Promise<Running> {
+async function launch(ini: string, onLog: (text: string) => void): Promise<Running> {
   const as = IS_ROOT ? { uid: NOBODY, gid: NOBODY } : {}
   // In a process group of its own: Ctrl-C in the terminal is for the test, which ends it.
   const guard = spawn('sh', ['-c', GUARD, ini], {
@@ -140,29 +142,26 @@ async function launch(ini: string, port: number, onLog: (text: string) => void):
     detached: true,
     stdio: ['pipe', 'pipe', 'pipe'],
   })
-  guard.stderr.on('data', (chunk) => onLog(String(chunk)))
+  let said = ''
+  guard.stderr.on('data', (chunk) => {
+    said += chunk
+    onLog(String(chunk))
+  })
   const [first] = (await once(guard.stdout, 'data')) as [Buffer]
   const pid = Number(/pid (\d+)/.exec(String(first))?.[1])
-  const isUp = await isSoWithin(READY_MILLIS, () => listens(port))
   const running = { end: (signal: NodeJS.Signals) => endOf(guard, pid, signal) }
-  if (isUp) return running
+  // A connection to find out would be a client, of which there may be few.
+  if (await isSoWithin(READY_MILLIS, () => said.includes('process up'))) return running
   await running.end('SIGKILL')
-  throw new Error(`PgBouncer did not start with ${ini}`)
+  throw new Error(`PgBouncer did not start:\n${said}`)
 }
 
 async function endOf(guard: ChildProcess, pid: number, signal: NodeJS.Signals): Promise<void> {
-  if (isAlive(pid)) process.kill(pid, signal)
-  const isGone = await isSoWithin(STOPPED_MILLIS, () => !isAlive(pid))
-  const over = once(guard, 'exit')
-  guard.stdin?.end()
-  if (guard.exitCode === null && guard.signalCode === null) await over
-  if (!isGone) throw new Error(`PgBouncer did not end within ${STOPPED_MILLIS} ms after ${signal}`)
-}
-
-function listens(port: number): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect(port, '127.0.0.1')
-    socket.once('connect', () => resolve(true)).once('error', () => resolve(false))
-    socket.once('connect', () => socket.destroy())
-  })
+  const isOver = () => guard.exitCode !== null || guard.signalCode !== null
+  // The shell has not waited for it yet, so that the pid is still its own.
+  if (!isOver()) process.kill(pid, signal)
+  guard.stdin?.end('keep\n')
+  if (await isSoWithin(STOPPED_MILLIS, isOver)) return
+  process.kill(pid, 'SIGKILL')
+  throw new Error(`PgBouncer did not end within ${STOPPED_MILLIS} ms after ${signal}`)
 }
