@@ -94,6 +94,9 @@ export async function readCapacity(
   }
 }
 
+/** The server says that our backend has another process id than was announced to us. */
+class PoolerFound extends Error {}
+
 async function ask(client: pg.Client, wire: Wire): Promise<Row> {
   const connected = client.connect()
   wire.unref()
@@ -106,7 +109,9 @@ async function ask(client: pg.Client, wire: Wire): Promise<Row> {
 
 function toCapacity({ pid, max, reserved, ours, others }: Row, announcedPid: number | null): Capacity {
   if (announcedPid !== null && announcedPid !== Number(pid)) {
-    throw new Error('A pooler stands between this process and PostgreSQL: how many connections there are is up to it')
+    throw new PoolerFound(
+      'A pooler stands between this process and PostgreSQL: how many connections there are is up to it',
+    )
   }
   return {
     maxConnections: Number(max),
@@ -189,6 +194,8 @@ export async function checkCapacity(check: CapacityCheck): Promise<Capacity | un
     // The first one of all was let in, and already the second is not: that is what the check is for.
     if (isServerFull(error as Error)) {
       log.warn({ requestDb: { ...requestDb, needed }, err: error }, `request-db: pool "${name}": ${FULL}`)
+    } else if (error instanceof PoolerFound) {
+      log.warn({ requestDb, err: error }, `request-db: pool "${name}": ${POOLED}`)
     } else {
       log.debug({ requestDb, err: error }, `request-db: it is not known whether PostgreSQL has room for pool "${name}"`)
     }
@@ -196,6 +203,10 @@ export async function checkCapacity(check: CapacityCheck): Promise<Capacity | un
   }
 }
 
+const POOLED =
+  'a pooler such as PgBouncer stands between this process and PostgreSQL. If it pools transactions (pool_mode = ' +
+  "transaction), set the option pooler: 'transaction': without it, sessions can get into one another's transactions. If it " +
+  'pools sessions, set capacityCheck: false'
 const FULL =
   'PostgreSQL has no connection left (53300) beyond those that are open. See in pg_stat_activity who holds them; ' +
   'lower pool.size of all processes, raise max_connections, or put PgBouncer in between'

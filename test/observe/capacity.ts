@@ -228,7 +228,9 @@ test('a server that is silent at start-up, or when asked, is given up when the t
 test('behind a pooler, which announces process ids of its own, there is nothing to compare', async (t) => {
   const { lines, capacity } = await check({ size: 100 }, { ...configOf(), stream: renumbering })
   t.equal(capacity, undefined)
-  t.match(lines, [{ level: 'debug', fields: { err: { message: /pooler/ } } }])
+  t.match(lines, [
+    { level: 'warn', message: /set the option pooler: 'transaction'/, fields: { err: { message: /pooler/ } } },
+  ])
 })
 
 test('a process with nothing else to do does not stay for the answer', async (t) => {

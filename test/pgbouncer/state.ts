@@ -2,6 +2,8 @@ import type { FastifyInstance } from 'fastify'
 import { sql } from 'kysely'
 import pg from 'pg'
 import type { RequestDbOptions, Session } from '../../lib/index.ts'
+import { buildApp } from '../support/app.ts'
+import { captureLog } from '../support/captured-log.ts'
 import { createDatabase } from '../support/database.ts'
 import { eventually } from '../support/eventually.ts'
 import { add, notesIn } from '../support/notebook.ts'
@@ -168,4 +170,14 @@ bouncerTest('a transaction that is read only, serializable, deferred or nested i
   t.strictSame((await app.inject('/level')).json(), { level: 'serializable' })
   t.equal((await app.inject({ method: 'POST', url: '/nested' })).statusCode, 200)
   t.strictSame(await notesIn(database), ['deferred', 'kept'])
+})
+
+bouncerTest('an app that was not told of PgBouncer is told to set the option', async (t) => {
+  const bouncer = await startPgBouncer(t, database.connectionString)
+  const log = captureLog()
+  const { connectionString } = bouncer
+  const app = await buildApp(t, database, { connectionString, capacityCheck: true }, () => {}, { logger: log.options })
+  await app.db.session((db) => setting(db, 'application_name'))
+  await eventually(() => log.problems().length > 0)
+  t.match(log.problems(), [{ level: 40, msg: /set the option pooler: 'transaction'/ }])
 })
