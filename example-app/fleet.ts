@@ -56,9 +56,12 @@ export class Fleet {
     const { env, say } = this.#options
     for (let worker = first; ; worker = cluster.fork(env)) {
       const since = performance.now()
+      const reports: WorkerReport[] = []
+      worker.on('message', (report: WorkerReport) => reports.push(report))
       const ending = await endOf(worker)
       if (signal.aborted) return
-      say(`Worker ${worker.process.pid} ended with ${ending}: another takes its place`)
+      const failed = reports.find((report) => report.failed !== undefined)?.failed
+      say(`Worker ${worker.process.pid} ended with ${ending}, another takes its place${failed ? `: ${failed}` : ''}`)
       const rest = LEAST_LIFE_MILLIS - (performance.now() - since)
       if (rest > 0) await pause(rest, undefined, { signal }).catch(() => {})
       if (signal.aborted) return
