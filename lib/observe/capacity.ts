@@ -1,4 +1,5 @@
 import cluster from 'node:cluster'
+import { availableParallelism } from 'node:os'
 import type { FastifyBaseLogger } from 'fastify'
 import pg from 'pg'
 import { type Fleet, largestFit, neededBy } from './room.ts'
@@ -27,12 +28,16 @@ export function processesOf(
   option: number | undefined,
   environment: Readonly<Record<string, string | undefined>> = process.env,
   siblings: Pick<typeof cluster, 'isPrimary' | 'worker' | 'workers'> = cluster,
+  cores = availableParallelism(),
 ): Processes {
   if (option !== undefined) return { count: option, from: 'option' }
   const concurrency = environment.WEB_CONCURRENCY ?? ''
   if (/^\s*[1-9]\d*\s*$/.test(concurrency)) return { count: Number(concurrency), from: 'WEB_CONCURRENCY' }
-  // A worker cannot see its siblings, but they are numbered from 1: there have been at least as many as its number.
-  const workers = siblings.isPrimary ? Object.keys(siblings.workers ?? {}).length : (siblings.worker?.id ?? 0)
+  // A worker cannot see its siblings, but they are numbered from 1: there have been at least as many as its number. Who
+  // replaces a dead one has a number of its own, so that with time they would seem to be ever more: one a core is taken
+  // for the most.
+  const number = Math.min(siblings.worker?.id ?? 0, cores)
+  const workers = siblings.isPrimary ? Object.keys(siblings.workers ?? {}).length : number
   return workers > 0 ? { count: workers, from: 'cluster' } : { count: 1, from: 'default' }
 }
 

@@ -86,7 +86,9 @@ test('the number of processes is the option, else WEB_CONCURRENCY, else what the
   t.strictSame(processesOf(3, env, primary), { count: 3, from: 'option' })
   t.strictSame(processesOf(undefined, env, primary), { count: 6, from: 'WEB_CONCURRENCY' })
   t.strictSame(processesOf(undefined, {}, primary), { count: 3, from: 'cluster' })
-  t.strictSame(processesOf(undefined, {}, worker), { count: 4, from: 'cluster' }, 'at least as many as its number')
+  t.strictSame(processesOf(undefined, {}, worker, 8), { count: 4, from: 'cluster' }, 'at least as many as its number')
+  const replacement = siblings({ isPrimary: false, worker: { id: 99 } })
+  t.strictSame(processesOf(undefined, {}, replacement, 8), { count: 8, from: 'cluster' }, 'the others are dead')
   t.strictSame(processesOf(undefined, {}, alone), { count: 1, from: 'default' })
   for (const nonsense of ['', 'auto', '0', '-2', '1.5']) {
     t.strictSame(processesOf(undefined, { WEB_CONCURRENCY: nonsense }, alone), { count: 1, from: 'default' }, nonsense)
