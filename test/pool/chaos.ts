@@ -120,7 +120,8 @@ for (const seed of [1, 2]) {
     proxy.restore()
     await proxy.accept()
     // Traps that are still set are walked into now.
-    for (let good = 0, tries = 0; good < 10 && tries < 200; tries++) {
+    let good = 0
+    for (let tries = 0; good < 10 && tries < 200; tries++) {
       const { statusCode } = await app.inject({ method: 'POST', url: `/serial/after-${seed}-${tries}` })
       good = statusCode === 200 ? good + 1 : 0
     }
@@ -131,7 +132,7 @@ for (const seed of [1, 2]) {
     const told = new Set([...Object.keys(counts)])
     for (const code of told)
       t.ok(code === 'OK' || code === UNKNOWN || SURELY_GONE.has(code) || code === 'SESSION_ENDED', code)
-    t.ok(accepted.length > 0, JSON.stringify(counts))
+    t.equal(good, 10, 'it works again, without a fault in between')
     const rows = new Map<string, number>()
     for (const note of await notesIn(database)) rows.set(note, (rows.get(note) ?? 0) + 1)
     t.strictSame(

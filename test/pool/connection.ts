@@ -256,7 +256,9 @@ t.test('a connection that dies while it is lent is not taken back', async (t) =>
 t.test('has the server stop what it runs', async (t) => {
   const { proxy, connection } = await setUp(t)
   const sleeping = fly(connection, asking('select pg_sleep(30)'))
-  await eventually(async () => (await database.backends()).some(({ waitEvent }) => waitEvent === 'PgSleep'))
+  await eventually(async () =>
+    (await database.backends()).some(({ pid, waitEvent }) => pid === connection.pid && waitEvent === 'PgSleep'),
+  )
   t.equal(await new Promise((resolve) => connection.cancel(5000, resolve)), true)
   t.match((await sleeping).flight.error, { code: '57014' })
   t.strictSame(proxy.cancels, [connection.pid])

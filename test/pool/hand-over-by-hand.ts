@@ -210,7 +210,7 @@ for (const isFollowed of [true, false]) {
 }
 
 test('a stream that is left while COMMIT is unanswered sends nothing any more', async (t) => {
-  const relay = await buildRelay(t, database, { pool: { size: 2 } })
+  const relay = await buildRelay(t, database, { pool: { size: 2 }, settleTimeoutMillis: 20_000 })
   const { app, proxy } = relay
   await database.query("insert into notes (note) select 'x' from generate_series(1, 10)")
   const other = await relay.hold('other')

@@ -48,7 +48,8 @@ for (const style of STYLES) {
     await holds(t, database, ['slow A', ...(isWhole ? notesOf(style, 'B') : []), 'C'])
     const end = isWhole ? [] : [['ROLLBACK']]
     t.strictSame(verbs(proxy), [...HELD, leaves, ...end, ['BEGIN', 'INSERT'], ['COMMIT']])
-    const totals = { opened: 1, invalidated: 0, cancels: 0, timeouts: 0, handOvers: 2, replays: 0 }
+    // Whether it is quiet in time to be handed over uncancelled is a matter of the machine's speed.
+    const totals = { opened: 1, invalidated: 0, timeouts: 0, replays: 0 }
     t.match(app.db.snapshot(), { idle: 1, totals })
   })
 }
