@@ -1,6 +1,7 @@
 import type { FastifyInstance, FastifyPluginAsync, FastifyRequest, RouteOptions } from 'fastify'
 import fp from 'fastify-plugin'
 import { retrying } from './attempts.ts'
+import { checkOptions, checkRouteOptions } from './check-options.ts'
 import { findSession, follow } from './context.ts'
 import { Database } from './database.ts'
 import { Engine } from './engine.ts'
@@ -8,13 +9,7 @@ import { AlreadyRegistered } from './errors.ts'
 import { Lifecycle } from './lifecycle.ts'
 import { listen } from './observe/channels.ts'
 import { echoTo } from './observe/echo.ts'
-import {
-  checkOptions,
-  checkRouteOptions,
-  type EffectiveOptions,
-  type RequestDbOptions,
-  type RouteDbOptions,
-} from './options.ts'
+import type { EffectiveOptions, RequestDbOptions, RouteDbOptions } from './options.ts'
 import type { Session as SessionOf } from './session/session.ts'
 
 /** Your tables. Merge them in: `declare module 'fastify-request-db' { interface DatabaseSchema { trips: TripTable } }`. */

@@ -7,10 +7,10 @@ import type { Engine } from './engine.ts'
 import { SessionEnded } from './errors.ts'
 import { currentOrigin, enterOrigin, isInside, isTracked, isTrackedFully, Origin, runInside } from './observe/origin.ts'
 import type { Who } from './observe/snapshot.ts'
+import { isStream } from './payload.ts'
 import {
   AFTER_ANSWER,
   AFTER_ERROR,
-  isStream,
   type Leave,
   RequestSession,
   type RequestSlots,

@@ -1,4 +1,3 @@
-import { validateHeaderName, validateHeaderValue } from 'node:http'
 import type { Socket } from 'node:net'
 import type { FastifyBaseLogger, FastifyReply, FastifyRequest } from 'fastify'
 import type { Engine } from './engine.ts'
@@ -7,6 +6,7 @@ import type { Origin } from './observe/origin.ts'
 import { serverTiming } from './observe/server-timing.ts'
 import type { Who } from './observe/snapshot.ts'
 import type { EffectiveOptions, EffectiveRouteOptions } from './options.ts'
+import { isSendable, isStream, isWebResponse } from './payload.ts'
 import type { Step } from './pool/flight.ts'
 import type { Holding } from './pool/ledger.ts'
 import type { Pool } from './pool/pool.ts'
@@ -409,39 +409,3 @@ function isGone(request: FastifyRequest, reply: FastifyReply): boolean {
 }
 
 const isThenable = (value: unknown) => typeof (value as { then?: unknown } | null | undefined)?.then === 'function'
-
-function isWebResponse(payload: unknown): payload is Response {
-  return Object.prototype.toString.call(payload) === '[object Response]'
-}
-
-// Read when the body is written, which is after onSend: the session must still be there.
-export function isStream(payload: unknown): boolean {
-  if (typeof payload !== 'object' || payload === null) return false
-  if (isWebResponse(payload)) return payload.body !== null
-  return 'pipe' in payload || 'getReader' in payload
-}
-
-/** Whether Fastify can write the answer. It finds out after onSend, which would be after COMMIT. */
-function isSendable(payload: unknown, reply: FastifyReply): boolean {
-  const { statusCode, raw } = reply
-  if (raw.headersSent || statusCode < 100 || statusCode > 999) return false
-  // Fastify drops what a status has no body for before it looks at it.
-  const isBodyless = payload === undefined || payload === null || statusCode < 200 || statusCode === 204
-  const isBody = isBodyless || typeof payload === 'string' || Buffer.isBuffer(payload)
-  if (!isBody && !isStream(payload) && !isWebResponse(payload)) return false
-  // HTTP/2 drops a header that it cannot send.
-  if ('stream' in raw) return true
-  try {
-    const headers = reply.getHeaders()
-    for (const name in headers) {
-      validateHeaderName(name)
-      const value = headers[name]
-      if (!Array.isArray(value)) validateHeaderValue(name, String(value))
-      else for (const one of value) validateHeaderValue(name, String(one))
-    }
-    return true
-  } catch {
-    // Fastify will come to the same verdict and report it.
-    return false
-  }
-}

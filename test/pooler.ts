@@ -1,4 +1,5 @@
-import { checkOptions, type RequestDbOptions } from '../lib/options.ts'
+import { checkOptions } from '../lib/check-options.ts'
+import type { RequestDbOptions } from '../lib/options.ts'
 import { t } from './support/test.ts'
 
 const connectionString = 'postgres://somebody:secret@bouncer.example/trips'

@@ -1,5 +1,6 @@
 import { type LookupFunction, Socket } from 'node:net'
-import { checkOptions, type RequestDbOptions } from '../../lib/options.ts'
+import { checkOptions } from '../../lib/check-options.ts'
+import type { RequestDbOptions } from '../../lib/options.ts'
 import { Pool } from '../../lib/pool/pool.ts'
 import { takeClock } from '../support/clock.ts'
 import { freePort } from '../support/cluster.ts'

@@ -1,13 +1,8 @@
 import Fastify from 'fastify'
 import { CamelCasePlugin } from 'kysely'
+import { checkOptions, checkRouteOptions, checkSessionOptions } from '../lib/check-options.ts'
 import requestDb, { type RequestDbOptions } from '../lib/index.ts'
-import {
-  checkOptions,
-  checkRouteOptions,
-  checkSessionOptions,
-  type EffectiveRouteOptions,
-  type SessionOptions,
-} from '../lib/options.ts'
+import type { EffectiveRouteOptions, SessionOptions } from '../lib/options.ts'
 import { t } from './support/test.ts'
 import { notBoolean, WRONG } from './support/wrong-options.ts'
 
