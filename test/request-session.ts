@@ -1,4 +1,3 @@
-import { Readable } from 'node:stream'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { isSuccess } from '../lib/request-session.ts'
 import { buildApp } from './support/app.ts'
