@@ -26,14 +26,45 @@ export async function runJob<DB, Result>(job: Job<DB, Result>): Promise<Result> 
   if (signal === undefined && deadlineMillis === undefined) return attempts(job, undefined)
   signal?.throwIfAborted()
   const controller = new AbortController()
-  const onAbort = () => controller.abort(signal?.reason)
-  signal?.addEventListener('abort', onAbort, { once: true })
+  const unlisten = signal && whenAborted(signal, () => controller.abort(signal.reason))
   const timer = deadlineMillis && setTimeout(() => controller.abort(overdue(deadlineMillis)), deadlineMillis)
   try {
     return await attempts(job, controller.signal)
   } finally {
     clearTimeout(timer)
-    signal?.removeEventListener('abort', onAbort)
+    unlisten?.()
+  }
+}
+
+/** Who waits for one signal. */
+interface Waiting {
+  readonly listeners: Set<() => void>
+  readonly tell: () => void
+}
+
+// One listener a signal, however many jobs share it: Node warns of more than ten.
+const waiting = new WeakMap<AbortSignal, Waiting>()
+
+function waitingFor(signal: AbortSignal): Waiting {
+  const known = waiting.get(signal)
+  if (known !== undefined) return known
+  const listeners = new Set<() => void>()
+  const tell = () => {
+    for (const listener of [...listeners]) listener()
+  }
+  const made = { listeners, tell }
+  waiting.set(signal, made)
+  return made
+}
+
+/** Calls `listener` when the signal aborts, unless what is returned is called before. */
+function whenAborted(signal: AbortSignal, listener: () => void): () => void {
+  const { listeners, tell } = waitingFor(signal)
+  if (listeners.size === 0) signal.addEventListener('abort', tell, { once: true })
+  listeners.add(listener)
+  return () => {
+    listeners.delete(listener)
+    if (listeners.size === 0) signal.removeEventListener('abort', tell)
   }
 }
 

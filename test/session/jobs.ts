@@ -107,6 +107,26 @@ test('once COMMIT is sent it stands, and the caller is told so', async (t) => {
   t.strictSame(await notesIn(database), ['kept'])
 })
 
+test('many jobs can share one signal, and none of them is left listening', async (t) => {
+  const app = await buildApp(t, database, { pool: { size: 2 } })
+  const controller = new AbortController()
+  const { signal } = controller
+  const job = (n: number) =>
+    app.db.session({ signal }, async (db) => {
+      await add(db, `${n}`)
+      t.ok(getEventListeners(signal, 'abort').length <= 1)
+      if (n >= 40) await new Promise(() => {})
+    })
+  await Promise.all(Array.from({ length: 40 }, (_, n) => job(n)))
+  t.equal(getEventListeners(signal, 'abort').length, 0)
+  const stuck = Promise.allSettled([job(40), job(41), job(42)])
+  await eventually(() => app.db.snapshot().waiting === 1, { withinMillis: 10_000 })
+  controller.abort(new Error('enough'))
+  t.match(await stuck, Array(3).fill({ status: 'rejected', reason: { message: 'enough' } }))
+  t.equal(getEventListeners(signal, 'abort').length, 0)
+  t.equal((await notesIn(database)).length, 40)
+})
+
 test('a deadline is an abort by the clock', async (t) => {
   const app = await buildApp(t, database)
   const error = await app.db
