@@ -17,6 +17,9 @@ await run(async (signal) => {
 })
 
 async function serveFromWorkers(size: number, connectionString: string, port: number, signal: AbortSignal) {
+  // Each worker accepts for itself. A connection that the first process hands to a worker which is killed just then would
+  // be neither served nor closed.
+  cluster.schedulingPolicy = cluster.SCHED_NONE
   cluster.setupPrimary({ exec: fileURLToPath(new URL('cluster-worker.ts', import.meta.url)) })
   // A worker does not see the others: by WEB_CONCURRENCY the capacity check knows how many share the server.
   const env = { DATABASE_URL: connectionString, PORT: String(port), WEB_CONCURRENCY: String(size) }

@@ -73,7 +73,10 @@ async function readiness(worker: Worker, signal: AbortSignal): Promise<Listening
   signal.throwIfAborted()
   const { listening, failed } = await Promise.race([
     once(worker, 'message').then(([report]) => report as WorkerReport),
-    endOf(worker).then((ending): WorkerReport => ({ failed: `A worker ended with ${ending}` })),
+    // What it has said last comes before that.
+    once(worker, 'disconnect')
+      .then(() => endOf(worker))
+      .then((ending): WorkerReport => ({ failed: `A worker ended with ${ending}` })),
     once(signal, 'abort').then((): WorkerReport => ({})),
   ])
   signal.throwIfAborted()
