@@ -25,7 +25,8 @@ export const engineOf = (database: object): Engine | undefined => engines.get(da
 export class Database<DB> {
   /**
    * Kysely for statements that need no session: each takes a connection, runs on its own and gives it back;
-   * `transaction()` is a transaction on one connection. SQLAlchemy: `engine.connect()` with AUTOCOMMIT.
+   * `transaction()` is a transaction on one connection, `connection()` keeps one for all of its function. SQLAlchemy:
+   * `engine.connect()` with AUTOCOMMIT.
    */
   readonly kysely: Kysely<DB>
   readonly #engine: Engine
@@ -40,7 +41,8 @@ export class Database<DB> {
     const provideConnection = async <T>(consumer: (connection: SessionConnection) => Promise<T>): Promise<T> => {
       const unit = this.#unit(who, route)
       try {
-        return await consumer(new SessionConnection(unit, PLAIN))
+        // Kysely's connection(fn) is for what a connection remembers: locks, roles, temporary tables.
+        return await unit.held(() => consumer(new SessionConnection(unit, PLAIN)))
       } finally {
         await unit.settle('rollback', 'its statement has ended')
       }

@@ -11,7 +11,7 @@ import {
   type TransactionSettings,
 } from 'kysely'
 import pg from 'pg'
-import { NestedConflict, PoolSaturated } from '../errors.ts'
+import { NestedConflict, PoolSaturated, TransactionAborted } from '../errors.ts'
 import { mapValues, type Result } from '../pool/flight.ts'
 import { type BeginOptions, beginStatement } from './begin.ts'
 import { surelyReads } from './reads.ts'
@@ -29,6 +29,8 @@ export class SessionConnection implements DatabaseConnection {
   readonly #unit: UnitOfWork
   readonly #begin: BeginOptions
   readonly #begun: Scope<UnitOfWork>[] = []
+  // A transaction on a connection that was held before it, and will be after it.
+  #isInside = false
 
   constructor(unit: UnitOfWork, begin: BeginOptions) {
     this.#unit = unit
@@ -64,7 +66,7 @@ export class SessionConnection implements DatabaseConnection {
     const scope = this.#scope
     const { sql } = query
     const reads = surelyReads(query)
-    if (!scope.unit.isAutocommit) {
+    if (!scope.unit.isAutocommit || this.#isInside) {
       for await (const rows of scope.unit.read(scope, sql, values, portal, chunkSize, reads))
         yield { rows: rows as R[] }
       return
@@ -99,19 +101,44 @@ export class SessionConnection implements DatabaseConnection {
       this.#begun.push(await unit.savepoint(parent, isFollowed(unit.owner)))
       return
     }
-    const child = unit.openChild(beginStatement({ ...this.#begin, ...own(settings) }))
+    const begin = beginStatement({ ...this.#begin, ...own(settings) })
+    if (unit.isHolding) {
+      await unit.run(parent, begin, [], true)
+      this.#isInside = true
+      return
+    }
+    const child = unit.openChild(begin)
     enter(unit.owner, child.root)
     this.#begun.push(child.root)
   }
 
   async commit(): Promise<void> {
+    if (this.#isInside) {
+      await this.#commitInside()
+      return
+    }
     const scope = this.#begun[this.#begun.length - 1] as Scope<UnitOfWork>
     if (scope.kind === 'savepoint') await scope.unit.release(scope)
     else await scope.unit.owner.closeChild(scope.unit, 'commit')
     this.#begun.pop()
   }
 
+  async #commitInside(): Promise<void> {
+    this.#isInside = false
+    const { unit } = this.#scope
+    const { command } = await unit.run(unit.root, 'COMMIT', [], true)
+    if (command !== 'COMMIT')
+      throw new TransactionAborted('kysely', 'a statement failed and the app went on without it')
+  }
+
   async rollback(): Promise<void> {
+    if (this.#isInside) {
+      this.#isInside = false
+      const { unit } = this.#scope
+      // Where that fails, the connection is gone, and the transaction with it.
+      await unit.run(unit.root, 'ROLLBACK', [], true).catch(() => {})
+      return
+    }
     const scope = this.#begun.pop()
     if (scope === undefined) return
     if (scope.kind === 'savepoint') await scope.unit.rollbackTo(scope)

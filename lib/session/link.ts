@@ -365,7 +365,14 @@ export class Link implements Borrower, FlightListener {
 
   unpin(): void {
     this.#pins--
+    // Whoever needed that very connection knows that it is lost. A transaction has to be ended by somebody.
+    if (this.#phase === 'lost' && !this.isTransactional && this.#pins === 0) this.reset()
     this.#resetIfDone()
+  }
+
+  /** It has a connection that it keeps from one statement to the next. */
+  get isHolding(): boolean {
+    return this.#pins > 0 && this.#loan !== undefined
   }
 
   /** Runs `fn` with the raw client of a quiet connection. */
@@ -518,8 +525,9 @@ export class Link implements Borrower, FlightListener {
     this.disarm()
     this.#underWay = 0
     this.inTransaction = false
-    this.#phase = this.isTransactional ? 'lost' : 'idle'
-    if (this.isTransactional) this.doom ??= this.#connectionLost(death, isTold)
+    const isNeeded = this.isTransactional || this.#pins > 0
+    this.#phase = isNeeded ? 'lost' : 'idle'
+    if (isNeeded) this.doom ??= this.#connectionLost(death, isTold)
     this.#refuseHeld()
     this.#changed()
   }

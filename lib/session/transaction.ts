@@ -336,6 +336,26 @@ export class UnitOfWork implements LinkOwner {
     }
   }
 
+  /** Runs `fn` with one connection for all of its statements, also where there is no transaction around them. */
+  async held<T>(fn: () => Promise<T>): Promise<T> {
+    const link = this.#link
+    link.pin()
+    try {
+      return await fn()
+    } finally {
+      link.unpin()
+    }
+  }
+
+  get poolName(): string {
+    return this.#link.pool.options.name
+  }
+
+  /** It has a connection that it keeps from one statement to the next, without a transaction. */
+  get isHolding(): boolean {
+    return this.isAutocommit && this.#link.isHolding
+  }
+
   /** Notes what to call after the end of `scope`'s transaction. */
   callAfter(scope: Scope<UnitOfWork>, end: 'afterCommit' | 'afterRollback', callback: Callback): void {
     if (this.#ended !== undefined) throw this.#endedError()
