@@ -6,6 +6,7 @@ import requestDb, { requestDb as byName, currentSession, listen } from 'fastify-
 import requestDbDashboard from 'fastify-request-db/dashboard'
 import requestDbMetrics from 'fastify-request-db/metrics'
 import requestDbOpenTelemetry from 'fastify-request-db/opentelemetry'
+import { beginTest } from 'fastify-request-db/testing'
 import { sql } from 'kysely'
 
 const require = createRequire(import.meta.url)
@@ -13,6 +14,7 @@ assert.equal(require('fastify-request-db'), requestDb, 'require() is the plugin'
 assert.equal(require('fastify-request-db/dashboard'), requestDbDashboard)
 assert.equal(require('fastify-request-db/metrics'), requestDbMetrics)
 assert.equal(require('fastify-request-db/opentelemetry'), requestDbOpenTelemetry)
+assert.equal(require('fastify-request-db/testing').beginTest, beginTest)
 assert.equal(byName, requestDb)
 assert.deepEqual({ ...require('fastify-request-db') }, { ...require('fastify-request-db'), currentSession, listen })
 
@@ -48,6 +50,12 @@ const created = await app.inject({ method: 'POST', url: '/', body: { note: 'hell
 assert.equal(created.statusCode, 201, created.body)
 assert.deepEqual((await app.inject('/')).json(), [{ id: 1, note: 'hello' }])
 assert.deepEqual((await app.inject('/again')).json(), { runs: 2, same: true })
+const transaction = await beginTest(app)
+await app.inject({ method: 'POST', url: '/', body: { note: 'undone' } })
+assert.equal((await app.inject('/')).json().length, 2)
+await transaction.assertNothingLeft()
+await transaction.rollback()
+assert.equal((await app.inject('/')).json().length, 1)
 assert.equal(app.db.snapshot().checkedOut, 0)
 await sql`drop table ${sql.table(table)}`.execute(app.db.kysely)
 for (const file of ['', '/page.js', '/icon.svg']) assert.equal((await app.inject(`/pool${file}`)).statusCode, 200, file)
