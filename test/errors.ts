@@ -189,7 +189,9 @@ test('what a client is told names no host, no user, no password, no SQL and no r
   const secrets = [hostname, username, password, pathname.slice(1), String(proxy.port)]
   secrets.push('insert', 'select', 'BEGIN', '/hidden-route', 'notes')
   const holding = gate()
-  const options = { connectionString: proxy.connectionString, pool: { size: 1, maxWaiting: 1, timeoutMillis: 100 } }
+  // A slow machine may take its time to connect.
+  const connection = { connectionString: proxy.connectionString, connectionTimeoutMillis: 10_000 }
+  const options = { connection, pool: { size: 1, maxWaiting: 1, timeoutMillis: 100 } }
   const app = await buildApp(t, database, { ...options, settleTimeoutMillis: 100 }, (app) => {
     app.post('/hidden-route', async ({ db }) => {
       await add(db, 'x')
