@@ -18,6 +18,6 @@ export async function eventually(
   isSo: () => boolean | Promise<boolean>,
   options: { withinMillis?: number; describe?: () => string } = {},
 ): Promise<void> {
-  const { withinMillis = 2000, describe = () => `not so within ${withinMillis} ms: ${isSo}` } = options
+  const { withinMillis = 10_000, describe = () => `not so within ${withinMillis} ms: ${isSo}` } = options
   if (!(await isSoWithin(withinMillis, isSo))) throw new Error(describe())
 }

@@ -31,7 +31,7 @@ export const watchedApps = (): WatchedApp[] => [...watched]
  * Asserts what must hold a moment after any test: nobody has a connection or waits for one, no backend of the app is
  * active or in a transaction, and Node had nothing to warn of. `test()` asserts it at the end of each test.
  */
-export async function nothingIsLeft(t: Test, withinMillis = 1500): Promise<void> {
+export async function nothingIsLeft(t: Test, withinMillis = 4000): Promise<void> {
   for (const app of watched) {
     let left: object | undefined
     await isSoWithin(withinMillis, async () => {
